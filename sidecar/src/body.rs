@@ -1,0 +1,93 @@
+//! A message body in flight, wherever it comes from: one enum, so that both directions and all protocols meet in it.
+
+use crate::{error::Error, http1, http2, io::Io};
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+/// A body. Not `Send`: a request lives and dies on one worker.
+pub(crate) enum Body {
+    /// Nothing.
+    Empty,
+    /// All of it at hand.
+    Full(Bytes),
+    /// Coming in over HTTP/1.
+    Http1(http1::Incoming),
+    /// Coming in over HTTP/2.
+    Http2(http2::Incoming),
+    /// Not a body: the upstream's connection itself, after `101 Switching Protocols` or a `CONNECT` that was taken.
+    /// A server writes the head and then relays bytes both ways.
+    Tunnel(Box<Io>),
+    /// Anything else, for what wraps a body (counting, replaying, caching).
+    Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = Error>>>),
+}
+
+impl Body {
+    /// Bytes at hand.
+    pub(crate) fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        if bytes.is_empty() { Self::Empty } else { Self::Full(bytes) }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut *self {
+            Self::Empty | Self::Tunnel(_) => Poll::Ready(None),
+            Self::Full(_) => match std::mem::replace(&mut *self, Self::Empty) {
+                Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                _ => Poll::Ready(None),
+            },
+            Self::Http1(body) => Pin::new(body).poll_frame(cx),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx),
+            Self::Boxed(body) => body.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty | Self::Tunnel(_) => true,
+            Self::Full(_) => false,
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+            Self::Boxed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty | Self::Tunnel(_) => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+            Self::Boxed(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A frame of trailers or data, by what a reader needs.
+pub(crate) enum Piece {
+    /// Data.
+    Data(Bytes),
+    /// Trailers; nothing follows.
+    Trailers(HeaderMap),
+}
+
+impl From<Frame<Bytes>> for Piece {
+    fn from(frame: Frame<Bytes>) -> Self {
+        match frame.into_data() {
+            Ok(data) => Self::Data(data),
+            Err(frame) => Self::Trailers(frame.into_trailers().unwrap_or_default()),
+        }
+    }
+}

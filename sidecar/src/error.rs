@@ -1,0 +1,163 @@
+//! Every way a request can fail in the sidecar, and one table of what follows from each.
+
+use http::StatusCode;
+use std::{borrow::Cow, fmt};
+
+/// Why the sidecar answers a request itself or gives up on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    /// The message is not valid HTTP.
+    BadRequest,
+    /// Authorization said no.
+    Forbidden,
+    /// No route takes this request.
+    NoRoute,
+    /// The host names no service and calls outside the registry are off, or it does not resolve.
+    UnknownService,
+    /// The head did not arrive in time.
+    HeaderTimeout,
+    /// The message is larger than a limit.
+    TooLarge,
+    /// The request came in for a service that is not here.
+    Misdirected,
+    /// Head too large or too many fields.
+    HeadersTooLarge,
+    /// A method or a transfer coding that cannot be served.
+    NotImplemented,
+    /// The route's backend does not resolve (Gateway API: 500).
+    InvalidBackend,
+    /// The service has no endpoint.
+    NoEndpoint,
+    /// A limit on connections or streams is reached.
+    Overloaded,
+    /// The TCP connection could not be made.
+    Connect,
+    /// The connection could not be made in time.
+    ConnectTimeout,
+    /// The TLS handshake failed, or the peer is not who it should be.
+    Tls,
+    /// The upstream closed or reset before a whole response.
+    Reset,
+    /// The upstream's message is not valid HTTP.
+    BadResponse,
+    /// No whole response head within the request's time.
+    Timeout,
+    /// The process is draining.
+    Draining,
+    /// The caller went away: nobody gets an answer.
+    Gone,
+}
+
+/// What follows from a [`Kind`].
+pub(crate) struct Row {
+    /// As in `weft-error` and metrics.
+    pub(crate) name: &'static str,
+    /// HTTP answer.
+    pub(crate) status: StatusCode,
+    /// `grpc-status` of the trailers-only answer, as the gRPC specification maps statuses.
+    pub(crate) grpc_status: u8,
+    /// True if the request certainly did not reach the application.
+    pub(crate) unsent: bool,
+    /// The flag in the access log.
+    pub(crate) flag: &'static str,
+}
+
+impl Kind {
+    /// Every kind: metric children are made from this.
+    pub(crate) const ALL: [Self; 20] = [
+        Self::BadRequest,
+        Self::Forbidden,
+        Self::NoRoute,
+        Self::UnknownService,
+        Self::HeaderTimeout,
+        Self::TooLarge,
+        Self::Misdirected,
+        Self::HeadersTooLarge,
+        Self::NotImplemented,
+        Self::InvalidBackend,
+        Self::NoEndpoint,
+        Self::Overloaded,
+        Self::Connect,
+        Self::ConnectTimeout,
+        Self::Tls,
+        Self::Reset,
+        Self::BadResponse,
+        Self::Timeout,
+        Self::Draining,
+        Self::Gone,
+    ];
+
+    /// The one table.
+    pub(crate) const fn row(self) -> Row {
+        const fn row(
+            name: &'static str,
+            status: StatusCode,
+            grpc_status: u8,
+            unsent: bool,
+            flag: &'static str,
+        ) -> Row {
+            Row { name, status, grpc_status, unsent, flag }
+        }
+        use StatusCode as S;
+        const CLIENT_CLOSED: StatusCode = match StatusCode::from_u16(499) {
+            Ok(status) => status,
+            Err(_) => StatusCode::BAD_REQUEST,
+        };
+        // gRPC: 1 cancelled, 4 deadline, 5 not found, 7 denied, 8 exhausted, 12 unimplemented, 13 internal, 14 unavailable.
+        match self {
+            Self::BadRequest => row("bad_request", S::BAD_REQUEST, 13, true, "BR"),
+            Self::Forbidden => row("forbidden", S::FORBIDDEN, 7, true, "AZ"),
+            Self::NoRoute => row("no_route", S::NOT_FOUND, 12, true, "NR"),
+            Self::UnknownService => row("unknown_service", S::BAD_GATEWAY, 14, true, "US"),
+            Self::HeaderTimeout => row("header_timeout", S::REQUEST_TIMEOUT, 4, true, "HT"),
+            Self::TooLarge => row("too_large", S::PAYLOAD_TOO_LARGE, 8, true, "TL"),
+            Self::Misdirected => row("misdirected", S::MISDIRECTED_REQUEST, 14, true, "MD"),
+            Self::HeadersTooLarge => {
+                row("headers_too_large", S::REQUEST_HEADER_FIELDS_TOO_LARGE, 8, true, "HL")
+            }
+            Self::NotImplemented => row("not_implemented", S::NOT_IMPLEMENTED, 12, true, "NI"),
+            Self::InvalidBackend => row("invalid_backend", S::INTERNAL_SERVER_ERROR, 14, true, "IB"),
+            Self::NoEndpoint => row("no_endpoint", S::SERVICE_UNAVAILABLE, 14, true, "NE"),
+            Self::Overloaded => row("overloaded", S::SERVICE_UNAVAILABLE, 14, true, "OL"),
+            Self::Connect => row("connect", S::SERVICE_UNAVAILABLE, 14, true, "CF"),
+            Self::ConnectTimeout => row("connect_timeout", S::GATEWAY_TIMEOUT, 14, true, "CT"),
+            Self::Tls => row("tls", S::SERVICE_UNAVAILABLE, 14, true, "TF"),
+            Self::Reset => row("reset", S::BAD_GATEWAY, 14, false, "UR"),
+            Self::BadResponse => row("bad_response", S::BAD_GATEWAY, 14, false, "PE"),
+            Self::Timeout => row("timeout", S::GATEWAY_TIMEOUT, 4, false, "UT"),
+            Self::Draining => row("draining", S::SERVICE_UNAVAILABLE, 14, true, "DR"),
+            Self::Gone => row("gone", CLIENT_CLOSED, 1, false, "DC"),
+        }
+    }
+}
+
+/// A failed request: what kind, and one line that says what happened and what to look at.
+#[derive(Clone, Debug)]
+pub(crate) struct Error {
+    /// The kind.
+    pub(crate) kind: Kind,
+    /// For the person who reads the body or the log; never has secrets in it.
+    pub(crate) detail: Cow<'static, str>,
+    /// True if bytes of the request were written towards the upstream.
+    pub(crate) sent: bool,
+}
+
+impl Error {
+    /// An error before anything was sent.
+    pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, detail: detail.into(), sent: false }
+    }
+
+    /// The same after bytes were sent.
+    pub(crate) fn after_send(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, detail: detail.into(), sent: true }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.row().name, self.detail)
+    }
+}
+
+impl std::error::Error for Error {}

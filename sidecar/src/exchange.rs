@@ -1,0 +1,27 @@
+//! What the protocols and the two directions agree on: how a request is handed up, sent on, and answered.
+
+use crate::{body::Body, error::Error};
+use http::{Request, Response};
+
+/// The way back to the caller while a request is under way.
+pub(crate) trait Back {
+    /// Sends an interim (1xx) response on, if the caller's protocol can take one.
+    fn interim(&self, head: Response<()>);
+}
+
+/// What a server connection does with the requests it reads.
+pub(crate) trait Handler {
+    /// Answers one request. Dropping the future cancels everything downstream of it.
+    fn handle(&self, request: Request<Body>, back: &dyn Back) -> impl Future<Output = Response<Body>>;
+
+    /// Answers (and counts) a message that never became a request: malformed, too large, too slow.
+    fn refuse(&self, error: Error) -> Response<Body>;
+}
+
+/// An attempt that gave no response head.
+pub(crate) struct Failed {
+    /// Why. `error.sent` says whether any byte was written upstream.
+    pub(crate) error: Error,
+    /// The request, if it is whole still (nothing of its body was taken) and could be sent again.
+    pub(crate) request: Option<Box<Request<Body>>>,
+}

@@ -1,0 +1,174 @@
+//! One byte stream type for everything a sidecar talks over: TCP, or TLS on top of it, with bytes already read put back.
+
+use bytes::{Buf, BytesMut};
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// A connection. An enum and not a trait object: the request path is compiled once and calls are direct.
+pub(crate) struct Io {
+    /// Bytes that were read to find out the protocol and belong in front of what comes next.
+    prefix: BytesMut,
+    stream: Stream,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Server(Box<tokio_rustls::server::TlsStream<Rewound>>),
+    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// In-memory, for tests without sockets.
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
+}
+
+/// A TCP stream with the bytes that were read before TLS was recognised.
+pub(crate) struct Rewound {
+    prefix: BytesMut,
+    stream: TcpStream,
+}
+
+impl Rewound {
+    /// Puts `prefix` in front of what `stream` has yet to give.
+    pub(crate) fn new(prefix: BytesMut, stream: TcpStream) -> Self {
+        Self { prefix, stream }
+    }
+}
+
+impl Io {
+    /// A plain TCP connection.
+    pub(crate) fn plain(stream: TcpStream) -> Self {
+        Self { prefix: BytesMut::new(), stream: Stream::Plain(stream) }
+    }
+
+    /// The accepting side of TLS.
+    pub(crate) fn tls_server(stream: tokio_rustls::server::TlsStream<Rewound>) -> Self {
+        Self { prefix: BytesMut::new(), stream: Stream::Server(Box::new(stream)) }
+    }
+
+    /// The connecting side of TLS.
+    pub(crate) fn tls_client(stream: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
+        Self { prefix: BytesMut::new(), stream: Stream::Client(Box::new(stream)) }
+    }
+
+    /// One end of an in-memory pipe.
+    #[cfg(test)]
+    pub(crate) fn memory(stream: tokio::io::DuplexStream) -> Self {
+        Self { prefix: BytesMut::new(), stream: Stream::Memory(stream) }
+    }
+
+    /// Puts bytes back in front of the stream. Must not be called while earlier ones are left.
+    pub(crate) fn unread(&mut self, bytes: BytesMut) {
+        debug_assert!(self.prefix.is_empty());
+        self.prefix = bytes;
+    }
+
+    /// Takes the bytes that were put back, for a reader with a buffer of its own.
+    pub(crate) fn take_prefix(&mut self) -> BytesMut {
+        std::mem::take(&mut self.prefix)
+    }
+
+    /// True if the bytes travel encrypted.
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self.stream, Stream::Server(_) | Stream::Client(_))
+    }
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            drain_prefix(&mut self.prefix, buf);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+fn drain_prefix(prefix: &mut BytesMut, buf: &mut ReadBuf<'_>) {
+    let n = prefix.len().min(buf.remaining());
+    buf.put_slice(&prefix[..n]);
+    prefix.advance(n);
+    if prefix.is_empty() {
+        *prefix = BytesMut::new();
+    }
+}
+
+/// Calls `$method` on whatever stream it is.
+macro_rules! each {
+    ($stream:expr, $s:ident => $call:expr) => {
+        match $stream {
+            Stream::Plain($s) => $call,
+            Stream::Server($s) => $call,
+            Stream::Client($s) => $call,
+            #[cfg(test)]
+            Stream::Memory($s) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            drain_prefix(&mut self.prefix, buf);
+            return Poll::Ready(Ok(()));
+        }
+        each!(&mut self.stream, s => Pin::new(s).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(&mut self.stream, s => Pin::new(s).poll_write(cx, buf))
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(&mut self.stream, s => Pin::new(s).poll_flush(cx))
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(&mut self.stream, s => Pin::new(s).poll_shutdown(cx))
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(&mut self.stream, s => Pin::new(s).poll_write_vectored(cx, bufs))
+    }
+    fn is_write_vectored(&self) -> bool {
+        each!(&self.stream, s => s.is_write_vectored())
+    }
+}
