@@ -1,5 +1,9 @@
 //! placeholder
 
+mod case;
+
+pub(crate) use case::HeaderCase;
+
 use crate::error::Error;
 use bytes::Bytes;
 use http_body::Frame;
