@@ -1,9 +1,18 @@
 //! Policy compiled into immutable look-up structures; a sidecar reads one snapshot per request and swaps it whole.
 
+mod authorization;
+mod hosts;
+
+pub use authorization::{
+    Authorization, AuthorizationRule, Caller, Decision, NO_ALLOW_RULE, Operation, PathPattern,
+};
+
 use crate::identity::{ServiceName, SpiffeId};
 use crate::matching::RouteTable;
 use http::{HeaderName, HeaderValue, StatusCode};
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Everything a sidecar decides by.
 #[derive(Clone, Debug, Default)]
@@ -12,28 +21,52 @@ pub struct Snapshot {
     pub mesh: Arc<Mesh>,
     /// The workload this sidecar stands beside, once known.
     pub workload: Option<Arc<Workload>>,
-    services: HashMap<ServiceName, Arc<Service>, foldhash::fast::RandomState>,
+    /// By namespace, then by name: so that both can be looked up as they stand in a host, without allocating.
+    services: Map<Arc<str>, Map<Arc<str>, Arc<Service>>>,
 }
 
 impl Snapshot {
     /// The service of this name.
     pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
-        self.services.get(name)
+        self.services.get(&name.namespace)?.get(&name.name)
     }
 
     /// Every service known.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.values()
+        self.services.values().flat_map(HashMap::values)
     }
 
     /// Adds a service or takes the place of the one of the same name.
     pub fn insert(&mut self, service: Arc<Service>) {
-        self.services.insert(service.name.clone(), service);
+        let name = service.name.clone();
+        self.services.entry(name.namespace).or_default().insert(name.name, service);
     }
 
     /// Forgets a service.
     pub fn remove(&mut self, name: &ServiceName) {
-        self.services.remove(name);
+        if let Some(services) = self.services.get_mut(&name.namespace) {
+            services.remove(&name.name);
+            if services.is_empty() {
+                self.services.remove(&name.namespace);
+            }
+        }
+    }
+
+    /// The service that a caller in this namespace means by a host (without port): `name`, `name.namespace`,
+    /// `name.namespace.svc` or `name.namespace.svc.cluster.local`, in upper or lower case, with or without a dot at
+    /// the end. Does not allocate.
+    pub fn host(&self, host: &str, caller_namespace: &str) -> Option<&Arc<Service>> {
+        let mut lower = [0; hosts::LONGEST];
+        let (namespace, name) = hosts::resolve(host, caller_namespace, &mut lower)?;
+        self.services.get(namespace)?.get(name)
+    }
+
+    /// The name of the service that a caller in this namespace would mean by a host, known or not: what to subscribe
+    /// to. `None` if no service could have it, as with IP addresses and longer domain names.
+    pub fn host_candidates(host: &str, caller_namespace: &str) -> Option<ServiceName> {
+        let mut lower = [0; hosts::LONGEST];
+        let (namespace, name) = hosts::resolve(host, caller_namespace, &mut lower)?;
+        Some(ServiceName::new(namespace, name))
     }
 }
 
@@ -367,6 +400,25 @@ pub enum PathRewrite {
     Prefix(Arc<str>),
 }
 
+impl PathRewrite {
+    /// The path as it becomes; `matched_len` is [`Match::matched_len`](crate::matching::Match::matched_len).
+    /// A prefix is replaced by whole segments, so slashes where the two parts meet are neither lost nor doubled.
+    pub fn apply(&self, path: &str, matched_len: usize) -> String {
+        match self {
+            Self::Full(new) => new.to_string(),
+            Self::Prefix(new) => {
+                let rest = path.get(matched_len..).unwrap_or_default();
+                let new = new.trim_end_matches('/');
+                match (new, rest) {
+                    ("", "") => "/".to_owned(),
+                    _ if rest.is_empty() || rest.starts_with('/') => format!("{new}{rest}"),
+                    _ => format!("{new}/{rest}"),
+                }
+            }
+        }
+    }
+}
+
 /// A redirect answer (Gateway API `RequestRedirect`).
 #[derive(Clone, Debug)]
 pub struct Redirect {
@@ -421,66 +473,60 @@ pub struct UpstreamListener {
     pub port: u16,
 }
 
-/// Compiled AuthorizationPolicies of one workload: deny first, then allow, as AuthorizationPolicy's reference says.
-#[derive(Clone, Debug, Default)]
-pub struct Authorization {
-    /// Any match denies.
-    pub deny: Vec<AuthorizationRule>,
-    /// If there is any allow policy, one rule must match.
-    pub allow: Vec<AuthorizationRule>,
-    /// True if some allow policy selects this workload, even one without rules (which allows nothing).
-    pub has_allow: bool,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
 
-/// One rule: all of its parts must match; an empty part matches all.
-#[derive(Clone, Debug, Default)]
-pub struct AuthorizationRule {
-    /// `<namespace>/<policy>#<rule index>`.
-    pub name: Arc<str>,
-    /// Callers, any of.
-    pub from: Vec<Caller>,
-    /// What is called, any of.
-    pub to: Vec<Operation>,
-}
+    /// The table of the Gateway API's `ReplacePrefixMatch`.
+    #[rstest]
+    #[case("/foo/bar", 4, "/xyz", "/xyz/bar")]
+    #[case("/foo/bar", 4, "/xyz/", "/xyz/bar")]
+    #[case("/foo", 4, "/xyz", "/xyz")]
+    #[case("/foo/", 4, "/xyz", "/xyz/")]
+    #[case("/foo/bar", 4, "", "/bar")]
+    #[case("/foo/", 4, "", "/")]
+    #[case("/foo", 4, "", "/")]
+    #[case("/foo/", 4, "/", "/")]
+    #[case("/foo", 4, "/", "/")]
+    #[case("/bar", 0, "/xyz", "/xyz/bar")]
+    #[case("/", 0, "/xyz", "/xyz/")]
+    fn a_prefix_is_replaced_by_whole_segments(
+        #[case] path: &str,
+        #[case] matched: usize,
+        #[case] new: &str,
+        #[case] becomes: &str,
+    ) {
+        assert_eq!(PathRewrite::Prefix(new.into()).apply(path, matched), becomes);
+    }
 
-/// A caller pattern.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Caller {
-    /// Exactly this identity.
-    Identity(SpiffeId),
-    /// Anyone of this namespace (of the mesh's own trust domain).
-    Namespace(Arc<str>),
-    /// Anyone who has an identity.
-    Authenticated,
-    /// Everyone, with or without.
-    Anyone,
-}
-
-/// An operation pattern: every non-empty part must match.
-#[derive(Clone, Debug, Default)]
-pub struct Operation {
-    /// Methods, any of.
-    pub methods: Vec<http::Method>,
-    /// Paths in normal form, any of.
-    pub paths: Vec<PathPattern>,
-    /// Service ports, any of.
-    pub ports: Vec<u16>,
-}
-
-/// A path pattern of an authorization rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PathPattern {
-    /// This very path.
-    Exact(Arc<str>),
-    /// This path and everything below it, by whole segments.
-    Prefix(Arc<str>),
-}
-
-/// What authorization says of one call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// It may pass.
-    Allow,
-    /// It may not, and this rule (or `no allow rule matched`) says so.
-    Deny(Arc<str>),
+    #[test]
+    fn services_are_found_by_every_name_they_have() {
+        let mut snapshot = Snapshot::default();
+        let service = |namespace: &str| {
+            Arc::new(Service {
+                name: ServiceName::new(namespace, "product"),
+                version: "1".into(),
+                ports: vec![],
+            })
+        };
+        snapshot.insert(service("shop"));
+        snapshot.insert(service("other"));
+        let found = |host: &str, from: &str| snapshot.host(host, from).map(|s| s.name.to_string());
+        assert_eq!(found("product", "shop").as_deref(), Some("shop/product"));
+        assert_eq!(found("product", "other").as_deref(), Some("other/product"));
+        assert_eq!(found("product", "third"), None);
+        for host in [
+            "product.shop",
+            "product.shop.svc",
+            "Product.Shop.SVC.cluster.local",
+            "product.shop.svc.cluster.local.",
+        ] {
+            assert_eq!(found(host, "third").as_deref(), Some("shop/product"), "{host}");
+        }
+        assert_eq!(found("product.shop.example.com", "shop"), None);
+        snapshot.remove(&ServiceName::new("shop", "product"));
+        assert!(snapshot.host("product.shop", "shop").is_none());
+        assert_eq!(snapshot.services().count(), 1);
+    }
 }
