@@ -38,6 +38,17 @@ fn rejected(refused: Refused) -> rustls::Error {
     rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Rejected(refused)))))
 }
 
+/// A CA of the same name with another key is a foreign CA, and that is what a signature in the chain that does not hold
+/// nearly always means. (The signature over the handshake is checked elsewhere and stays what it is.)
+fn chain_error(error: rustls::Error) -> rustls::Error {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)
+        }
+        other => other,
+    }
+}
+
 /// Parses a certificate whose outer form is to be looked at.
 pub(super) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Refused> {
     match X509Certificate::from_der(der) {
@@ -105,7 +116,7 @@ impl ClientCertVerifier for Callers {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        let verified = self.chain.verify_client_cert(leaf, intermediates, now).map_err(chain_error)?;
         identity_of(leaf, &self.trust_domain).map_err(rejected)?;
         Ok(verified)
     }
@@ -161,7 +172,8 @@ impl ServerCertVerifier for Callee {
             intermediates,
             now,
             self.provider.signature_verification_algorithms.all,
-        )?;
+        )
+        .map_err(chain_error)?;
         let id = identity_of(leaf, &self.trust_domain).map_err(rejected)?;
         if Some(&id) != self.expected.as_ref() {
             let expected = self.expected.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
