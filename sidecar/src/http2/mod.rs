@@ -1,20 +1,24 @@
-//! placeholder
+//! HTTP/2 on both sides, directly on h2: streams in, exchanges out, and HTTP/1 messages carried in streams.
 
-use crate::error::Error;
-use bytes::Bytes;
-use http_body::Frame;
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
+mod client;
+mod cork;
+mod fault;
+mod incoming;
+mod live;
+mod outgoing;
+mod pulse;
+mod server;
+mod settings;
+mod translate;
+mod tunnel;
 
-/// A body that comes in.
-pub(crate) struct Incoming;
+#[cfg(test)]
+mod tests;
 
-impl http_body::Body for Incoming {
-    type Data = Bytes;
-    type Error = Error;
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Poll::Ready(None)
-    }
-}
+pub(crate) use client::Client;
+pub(crate) use incoming::Incoming;
+pub(crate) use server::serve;
+pub(crate) use settings::Settings;
+
+/// The largest frame taken. Above the default, so that large bodies cost fewer frames.
+const MAX_FRAME: u32 = 64 * 1024;
