@@ -8,5 +8,6 @@ mod http1;
 mod http2;
 mod io;
 mod policy;
+mod tcp;
 mod telemetry;
 mod tls;
