@@ -28,8 +28,8 @@ pub(super) struct Outgoing {
 pub(super) enum Sent {
     /// All of it is with h2.
     Whole,
-    /// The peer wants no more of it.
-    Unwanted(Reason),
+    /// The peer wants no more of it; why, it says in its response or in its reset.
+    Unwanted,
     /// The body itself broke off; the stream is reset.
     Broken(Error),
 }
@@ -42,19 +42,14 @@ impl Outgoing {
     /// Sends what can be sent now. Also notices that the peer reset the stream.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Sent> {
         loop {
-            if self.held.is_some()
-                && let Some(end) = ready!(self.poll_room(cx))
-            {
-                return Poll::Ready(end);
+            if self.held.is_some() && ready!(room(&mut self.stream, cx)).is_err() {
+                return Poll::Ready(Sent::Unwanted);
             }
             let data = match self.held.take() {
                 Some(data) => data,
                 None => match Pin::new(&mut self.body).poll_frame(cx) {
                     Poll::Pending => {
-                        return match self.stream.poll_reset(cx) {
-                            Poll::Ready(result) => Poll::Ready(unwanted(result)),
-                            Poll::Pending => Poll::Pending,
-                        };
+                        return self.stream.poll_reset(cx).map(|_| Sent::Unwanted);
                     }
                     Poll::Ready(None) => {
                         return Poll::Ready(self.finish(|s| s.send_data(Bytes::new(), true)));
@@ -83,22 +78,14 @@ impl Outgoing {
                 continue;
             }
             self.begun = true;
-            if let Err(error) = self.stream.send_data(data, false) {
-                return Poll::Ready(closed(&error));
+            if self.stream.send_data(data, false).is_err() {
+                return Poll::Ready(Sent::Unwanted);
             }
         }
     }
 
-    /// `Some` if the stream is over instead of ready for more.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<Sent>> {
-        room(&mut self.stream, cx).map(|result| result.err().map(Sent::Unwanted))
-    }
-
     fn finish(&mut self, send: impl FnOnce(&mut SendStream<Bytes>) -> Result<(), h2::Error>) -> Sent {
-        match send(&mut self.stream) {
-            Ok(()) => Sent::Whole,
-            Err(error) => closed(&error),
-        }
+        if send(&mut self.stream).is_ok() { Sent::Whole } else { Sent::Unwanted }
     }
 }
 
@@ -113,15 +100,4 @@ pub(super) fn room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll
         }
     }
     Poll::Ready(Ok(()))
-}
-
-fn unwanted(result: Result<Reason, h2::Error>) -> Sent {
-    match result {
-        Ok(reason) => Sent::Unwanted(reason),
-        Err(error) => closed(&error),
-    }
-}
-
-fn closed(error: &h2::Error) -> Sent {
-    Sent::Unwanted(error.reason().unwrap_or(Reason::CANCEL))
 }

@@ -212,6 +212,15 @@ impl<H: Handler> Stream<H> {
     }
 
     async fn respond(self, method: &Method, response: Response<Body>, tunnel: Option<RecvStream>) {
+        let response = if response.status().is_informational() {
+            // A switch of protocols, or a mistake; neither can end an exchange here.
+            self.handler.refuse(Error::after_send(
+                Kind::BadResponse,
+                format!("the response was {}, which HTTP/2 cannot pass on", response.status()),
+            ))
+        } else {
+            response
+        };
         let (mut parts, body) = response.into_parts();
         if parts.version != Version::HTTP_2 {
             translate::strip_connection_fields(&mut parts.headers);

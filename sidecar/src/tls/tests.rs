@@ -448,3 +448,78 @@ async fn bulk_data_arrives_whole_in_both_directions() {
     let (a, b) = tokio::join!(exchange(&mut near, data.clone()), exchange(&mut far, data.clone()));
     assert!(a == data && b == data);
 }
+
+#[tokio::test]
+async fn opaque_bytes_are_relayed_over_mutual_tls_with_half_close() {
+    let ca = Ca::new();
+    let (near, far) = shake(&ca.workload(CART), &ca.workload(PRODUCT), PRODUCT).await;
+    let (near, far) = (near.expect("connected"), far.expect("accepted").io);
+    let ((mut client, outbound), (inbound, mut server)) = (pair().await, pair().await);
+    let idle = Duration::from_secs(60);
+    let question: Vec<u8> = (0..1_000_003u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let asking = async {
+        client.write_all(&question).await.expect("written");
+        client.shutdown().await.expect("shut down");
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.expect("an answer after the end of the question");
+        answer
+    };
+    let answering = async {
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.expect("the whole question");
+        assert!(got == question);
+        server.write_all(b"42").await.expect("written");
+        drop(server);
+    };
+    let (answer, (), first, second) = tokio::join!(
+        asking,
+        answering,
+        crate::tcp::relay(Io::plain(outbound), near, idle),
+        crate::tcp::relay(far, Io::plain(inbound), idle),
+    );
+    assert_eq!(answer, b"42");
+    for relayed in [first, second] {
+        assert_eq!((relayed.up, relayed.down), (1_000_003, 2));
+        assert!(matches!(relayed.end, crate::tcp::End::Closed), "{:?}", relayed.end);
+    }
+}
+
+#[test]
+fn an_identity_from_files_is_usable() {
+    let ca = Ca::new();
+    let pem = |label: &str, der: &[u8]| {
+        let body = base64(der);
+        format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+    };
+    let (chain, key) = ca.issue(CART);
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path
+    };
+    let certificate = file("cert.pem", pem("CERTIFICATE", &chain[0]));
+    let key = file("key.pem", pem("PRIVATE KEY", key.secret_der()));
+    let roots = file("ca.pem", ca.0.pem());
+    let files = StaticFiles::load(&certificate, &key, &roots).expect("three good files");
+    let us = Tls::new("weft.local");
+    us.set_roots(files.roots).expect("roots");
+    let identity = us.set_identity(files.chain, files.key).expect("an identity");
+    assert_eq!(identity.id, id(CART));
+    assert!(StaticFiles::load(&key, &certificate, &roots).is_err(), "files that were swapped");
+}
+
+/// Base64 with padding, as PEM wants it.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for chunk in bytes.chunks(3) {
+        let group =
+            chunk.iter().fold(0u32, |group, byte| group << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for digit in 0..4 {
+            let index = (group >> (18 - 6 * digit)) as usize & 63;
+            out.push(if digit <= chunk.len() { char::from(ALPHABET[index]) } else { '=' });
+        }
+    }
+    out
+}
