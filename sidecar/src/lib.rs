@@ -1,5 +1,6 @@
 //! The data plane: everything between an application and the mesh, as a library so that tests can run it in process.
 
+mod admin;
 mod body;
 mod drain;
 mod error;
