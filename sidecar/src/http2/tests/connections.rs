@@ -73,7 +73,7 @@ async fn a_broken_upload_fails_the_exchange_with_its_own_error() {
         }
         let app = |request: Request<Body>, _: &dyn Back| -> Answer {
             Box::pin(async move {
-                let error = request.into_body().collect().await.err().expect("reset");
+                let error = request.into_body().collect().await.expect_err("reset");
                 assert_eq!(error.kind, Kind::Gone);
                 pending().await
             })
@@ -102,7 +102,7 @@ async fn a_response_that_breaks_off_is_an_error_of_its_body() {
         };
         let (client, _drain) = mesh(app, brief()).await;
         let response = send(&client, get("/")).await.ok().expect("a head");
-        let error = response.into_body().collect().await.err().expect("not whole");
+        let error = response.into_body().collect().await.expect_err("not whole");
         assert_eq!((error.kind, error.sent), (Kind::Reset, true));
     })
     .await;
@@ -381,7 +381,7 @@ async fn a_peer_that_takes_its_time_gets_everything() {
         let mut body = response.into_body();
         let mut got = 0;
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            got += frame.expect("no error").into_data().ok().expect("data").len();
+            got += frame.expect("no error").into_data().expect("data").len();
         }
         assert_eq!(got, bytes.len());
     })

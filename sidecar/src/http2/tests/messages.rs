@@ -124,7 +124,7 @@ async fn both_ends_stream_at_once() {
         for word in ["ping", "pong"] {
             sender.send(Ok(word.into())).expect("open");
             let frame = back.frame().await.expect("a frame").expect("no error");
-            assert_eq!(frame.into_data().ok().expect("data"), word);
+            assert_eq!(frame.into_data().expect("data"), word);
         }
         drop(sender);
         assert!(back.frame().await.is_none());
@@ -265,7 +265,7 @@ async fn a_length_that_is_not_kept_is_malformed() {
         });
         let client = Client::connect(Io::memory(near), Rc::new(brief())).await.expect("HTTP/2");
         let response = send(&client, get("/")).await.ok().expect("a head");
-        let error = response.into_body().collect().await.err().expect("not whole");
+        let error = response.into_body().collect().await.expect_err("not whole");
         assert_eq!(error.kind, Kind::BadResponse);
     })
     .await;
