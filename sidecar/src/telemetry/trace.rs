@@ -97,7 +97,7 @@ impl Trace {
         hex(u64_halves(self.trace_id).0, &mut text[3..19]);
         hex(u64_halves(self.trace_id).1, &mut text[19..35]);
         hex(self.span_id, &mut text[36..52]);
-        text[54] = b'0' + (u8::from(self.sampled) * SAMPLED | u8::from(self.random) * RANDOM);
+        text[54] = b'0' + u8::from(self.sampled) * SAMPLED + u8::from(self.random) * RANDOM;
         text
     }
 

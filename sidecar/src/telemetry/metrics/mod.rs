@@ -23,7 +23,7 @@ pub(crate) use shard::{Connection, Shard, UpstreamConnection};
 
 use interned::Interned;
 use prometheus::{Encoder, TextEncoder};
-use shard::{Cell, Cells};
+use shard::{Cell, Cells, Denials};
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -53,7 +53,7 @@ pub(crate) struct Metrics {
     requests: Interned<SeriesKey, Series>,
     services: Interned<Arc<str>, ServiceSeries>,
     /// Denials per authorization rule, each with one cell a worker.
-    rules: Interned<Arc<str>, Box<[Cell]>>,
+    rules: Interned<Arc<str>, Denials>,
     /// What only the control runtime (or a rare event on any thread) counts: ordinary atomic additions.
     renewals_ok: AtomicU64,
     renewals_failed: AtomicU64,
@@ -117,7 +117,7 @@ impl Metrics {
     }
 
     /// The denials of an authorization rule, one cell a worker.
-    fn rule(&self, name: &str) -> Arc<Box<[Cell]>> {
+    fn rule(&self, name: &str) -> Arc<Denials> {
         let new = |_: &Arc<str>| (0..self.workers()).map(|_| Cell::default()).collect();
         match self.rules.get(name.into(), Instant::now(), new) {
             Some(rule) => rule,

@@ -39,6 +39,9 @@ impl Cell {
     }
 }
 
+/// How often one authorization rule refused a call, one cell a worker: refusals are rare enough to share cache lines.
+pub(super) type Denials = Box<[Cell]>;
+
 /// One worker's numbers with fixed labels; aligned so that no two workers write the same cache line.
 #[derive(Default)]
 #[repr(align(128))]
@@ -59,7 +62,7 @@ struct Inner {
     worker: usize,
     metrics: Arc<Metrics>,
     /// Rules that denied something here before: a denial names its rule only when it happens.
-    rules: RefCell<HashMap<Arc<str>, Arc<Box<[Cell]>>, foldhash::fast::RandomState>>,
+    rules: RefCell<HashMap<Arc<str>, Arc<Denials>, foldhash::fast::RandomState>>,
 }
 
 impl Shard {
