@@ -1,24 +1,66 @@
-//! placeholder
+//! Weft's own HTTP/1 codec: one task per connection, no channels, no buffers while idle, one write per message.
+//!
+//! `server` reads requests and writes what the handler answers; `client` is one connection to an upstream. Both sit on
+//! `wire` (bytes), `head` and `write` (heads in and out), `framing` and `chunked` (bodies). A body that comes in is
+//! read straight from its connection when somebody polls it, so backpressure is that nobody does.
+//!
+//! How strict: a message that two readers could read differently is refused. How a client that goes away is told from
+//! one that only has nothing more to say: see `server`.
 
 mod case;
+mod chunked;
+mod client;
+mod conn;
+mod framing;
+mod head;
+mod hop_by_hop;
+mod incoming;
+mod pump;
+mod server;
+mod tunnel;
+mod wire;
+mod write;
 
 pub(crate) use case::HeaderCase;
+pub(crate) use client::{Client, Recycle};
+pub(crate) use hop_by_hop::strip_hop_by_hop;
+pub(crate) use incoming::Incoming;
+pub(crate) use server::serve;
+pub(crate) use tunnel::relay;
+pub(crate) use write::AbsoluteForm;
 
-use crate::error::Error;
-use bytes::Bytes;
-use http_body::Frame;
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::time::Duration;
+use weft_config::snapshot::Limits;
 
-/// A body that comes in.
-pub(crate) struct Incoming;
+/// The limits the codec keeps, small enough to be copied into every connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    /// Bytes of one message's head.
+    pub(crate) header_bytes: usize,
+    /// Fields in one message's head.
+    pub(crate) header_count: usize,
+    /// Time for the rest of a head after its first byte.
+    pub(crate) header_timeout: Duration,
+    /// A downstream connection without a request is closed after this.
+    pub(crate) idle_timeout: Duration,
+}
 
-impl http_body::Body for Incoming {
-    type Data = Bytes;
-    type Error = Error;
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Poll::Ready(None)
+impl From<&Limits> for Settings {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            header_bytes: limits.header_bytes,
+            header_count: limits.header_count,
+            header_timeout: limits.header_timeout,
+            idle_timeout: limits.idle_timeout,
+        }
     }
 }
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::from(&Limits::default())
+    }
+}
+
+#[cfg(test)]
+mod tests;
