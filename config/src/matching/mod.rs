@@ -17,6 +17,7 @@ pub use explain::{Considered, Outcome};
 pub use path::{InvalidPath, normalize_path};
 pub use spec::{InvalidTimestamp, Origin, PathSpec, RouteSpec, Timestamp};
 pub use value::ValueMatch;
+pub(crate) use value::whole_value_regex;
 
 use http::{HeaderMap, Method};
 use index::Index;
