@@ -54,7 +54,7 @@ fn http_rule(findings: &mut Findings<'_>, at: &str, rule: &HttpRouteRule) {
             "take the backends or the RequestRedirect away",
         );
     }
-    if redirect.is_none() && rule.backend_refs.is_empty() && !rule.matches.is_empty() {
+    if redirect.is_none() && rule.backend_refs.is_empty() {
         findings.warning(
             at,
             "the rule has no backendRefs, so what it matches is answered with 500",

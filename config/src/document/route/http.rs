@@ -49,8 +49,7 @@ pub struct HttpRouteRule {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub filters: Vec<HttpFilter>,
-    /// Where requests go, in proportion to the weights. Left out (without a redirect), requests go to the Service that
-    /// the route is attached to only if there is no rule at all; a rule without backends answers 500.
+    /// Where requests go, in proportion to the weights. A rule without backends and without a redirect answers 500.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub backend_refs: Vec<HttpBackendRef>,
