@@ -6,6 +6,7 @@ pub mod error;
 pub mod identity;
 pub mod matching;
 pub mod parse;
+pub mod policy;
 pub mod reference;
 pub mod schema;
 pub mod snapshot;
