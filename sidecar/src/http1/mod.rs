@@ -17,7 +17,6 @@ mod hop_by_hop;
 mod incoming;
 mod pump;
 mod server;
-mod tunnel;
 mod wire;
 mod write;
 
@@ -26,7 +25,6 @@ pub(crate) use client::{Client, Recycle};
 pub(crate) use hop_by_hop::strip_hop_by_hop;
 pub(crate) use incoming::Incoming;
 pub(crate) use server::serve;
-pub(crate) use tunnel::relay;
 pub(crate) use write::AbsoluteForm;
 
 use std::time::Duration;

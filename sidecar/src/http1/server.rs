@@ -11,8 +11,6 @@ use super::{
     framing::Encoder,
     head::{self, Progress, RequestHead},
     pump::Pump,
-    tunnel,
-    wire::with_scratch,
     write,
 };
 use crate::{
@@ -21,6 +19,7 @@ use crate::{
     error::{Error, Kind},
     exchange::Handler,
     io::Io,
+    tcp,
 };
 use http::{Method, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -123,7 +122,7 @@ async fn part(conn: Shared, after: After, settings: Settings) {
         After::Close => close(conn, false).await,
         After::Linger => close(conn, true).await,
         After::Tunnel(upstream) => {
-            tunnel::relay(conn.wire.into_io(), *upstream, settings.idle_timeout).await;
+            tcp::relay(conn.wire.into_io(), *upstream, settings.idle_timeout).await;
         }
     }
 }
@@ -365,7 +364,7 @@ async fn close(mut conn: Conn, linger: bool) {
         }
         let mut left = LINGER_BYTES;
         while left > 0 {
-            match poll_fn(|cx| with_scratch(|scratch| conn.wire.poll_discard(scratch, cx))).await {
+            match poll_fn(|cx| conn.wire.poll_discard(cx)).await {
                 Ok(n) if n > 0 => left = left.saturating_sub(n),
                 _ => return,
             }

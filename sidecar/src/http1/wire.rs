@@ -41,11 +41,6 @@ const SPARES: usize = 16;
 const SPARE_SIZE: usize = 4 * 1024;
 const SPARE_MAX: usize = 32 * 1024;
 
-/// Runs `read` with this thread's landing area.
-pub(super) fn with_scratch<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
-    SCRATCH.with_borrow_mut(|scratch| read(scratch))
-}
-
 /// One connection's bytes.
 pub(super) struct Wire {
     io: Io,
@@ -80,7 +75,7 @@ impl Wire {
             ready!(pin!(self.io.read_buf(&mut self.input)).poll(cx))?
         } else {
             let Self { io, input, .. } = self;
-            ready!(with_scratch(|scratch| {
+            ready!(SCRATCH.with_borrow_mut(|scratch| {
                 let mut buf = ReadBuf::new(scratch);
                 ready!(Pin::new(io).poll_read(cx, &mut buf))?;
                 let came = buf.filled();
@@ -141,15 +136,13 @@ impl Wire {
         self.wrote = false;
     }
 
-    /// Reads into `scratch` what nobody wants.
-    pub(super) fn poll_discard(
-        &mut self,
-        scratch: &mut [u8],
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
-        let mut buf = ReadBuf::new(scratch);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
-        Poll::Ready(Ok(buf.filled().len()))
+    /// Reads once what nobody wants.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buf = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+            Poll::Ready(Ok(buf.filled().len()))
+        })
     }
 
     /// Says that nothing more will be written.

@@ -3,6 +3,7 @@
 mod client;
 mod messages;
 mod server;
+mod sockets;
 mod together;
 
 use super::{Client, Recycle, Settings, serve};
