@@ -9,7 +9,7 @@ mod verify;
 mod tests;
 
 pub(crate) use failure::{HandshakeFailure, Refused};
-pub(crate) use issue::{PendingKey, StaticFiles, renewal_time};
+pub(crate) use issue::{PendingKey, StaticFiles, certificates, renewal_time};
 pub(crate) use sniff::{Sniffed, client_hello};
 
 use crate::io::{Io, Rewound};
@@ -291,6 +291,33 @@ impl Tls {
             client
         });
         Ok(Configs { server: Arc::new(server), clients })
+    }
+
+    /// The client side of a connection that is no mesh traffic, to `expected` as `roots` vouch for it. `present` shows
+    /// our own certificate if there is one.
+    pub(crate) fn client_config(
+        &self,
+        roots: Vec<CertificateDer<'static>>,
+        expected: SpiffeId,
+        present: bool,
+    ) -> Result<ClientConfig, Unusable> {
+        let mut store = RootCertStore::empty();
+        for (index, certificate) in roots.into_iter().enumerate() {
+            store.add(certificate).map_err(|error| Unusable::Root(index + 1, error.to_string()))?;
+        }
+        let builder = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| Unusable::Certificate(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(self.callee(&Arc::new(store), Some(expected))));
+        let mut config = match self.identity().filter(|_| present) {
+            Some(identity) => {
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified_key())))
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.resumption = Resumption::disabled();
+        Ok(config)
     }
 
     fn callee(&self, roots: &Arc<RootCertStore>, expected: Option<SpiffeId>) -> verify::Callee {
