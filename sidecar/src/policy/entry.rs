@@ -119,7 +119,13 @@ impl Entry {
     }
 
     /// Takes what is good of a change; what is not leaves the last good version in force and is named.
-    pub(super) fn apply(&mut self, change: Change, mesh: &Mesh, now: Instant, publish_by: Instant) -> Vec<Refusal> {
+    pub(super) fn apply(
+        &mut self,
+        change: Change,
+        mesh: &Mesh,
+        now: Instant,
+        publish_by: Instant,
+    ) -> Vec<Refusal> {
         let new_documents = match change.documents {
             Some(Incoming::Gone) => {
                 self.documents = Part::Absent;
@@ -214,7 +220,8 @@ impl Entry {
         let (service, documents_taken, endpoints_taken, reason) = match first {
             Ok(service) => (Some(service), true, true, String::new()),
             Err(reason) => {
-                let without_endpoints = endpoints.as_ref().and_then(|_| self.compile(current, old_endpoints, mesh).ok());
+                let without_endpoints =
+                    endpoints.as_ref().and_then(|_| self.compile(current, old_endpoints, mesh).ok());
                 if let Some(service) = without_endpoints {
                     (Some(service), true, false, reason)
                 } else {
@@ -250,7 +257,11 @@ impl Entry {
                 if self.endpoints.held().is_none() {
                     self.endpoints = Part::Refused;
                 }
-                refusals.push(Refusal { name: ResourceName::Endpoints(self.name.clone()), version: new.version, reason });
+                refusals.push(Refusal {
+                    name: ResourceName::Endpoints(self.name.clone()),
+                    version: new.version,
+                    reason,
+                });
             }
         }
         if let Some(service) = service {

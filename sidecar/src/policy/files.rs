@@ -188,10 +188,10 @@ impl FilePolicy {
             match diagnostic.severity {
                 Severity::Error => {
                     tracing::error!("{diagnostic}");
-                    let what = diagnostic.document.as_ref().map_or_else(
-                        || diagnostic.file.to_string(),
-                        ToString::to_string,
-                    );
+                    let what = diagnostic
+                        .document
+                        .as_ref()
+                        .map_or_else(|| diagnostic.file.to_string(), ToString::to_string);
                     self.out.hooks.rejected(&what, &diagnostic.to_string());
                 }
                 Severity::Warning => tracing::warn!("{diagnostic}"),
@@ -306,7 +306,9 @@ fn list_into(directory: &Path, depth: usize, found: &mut Vec<Stamp>) -> Result<(
             list_into(&path, depth + 1, found)?;
         } else if path.extension().is_some_and(|end| end == "yaml" || end == "yml") {
             if found.len() >= MAX_FILES {
-                return Err(format!("there are more than {MAX_FILES} policy files; check that --policy names the right directory"));
+                return Err(format!(
+                    "there are more than {MAX_FILES} policy files; check that --policy names the right directory"
+                ));
             }
             found.extend(stamp(&path));
         }

@@ -193,9 +193,9 @@ fn kept(contents: Contents) -> Kept {
 /// FNV-1a, 64 bits: finds torn and damaged files. Who may write the file may also read the key in it, so nothing
 /// stronger would protect anything.
 fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
-        (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -253,7 +253,9 @@ impl Handle {
         self.stop.send_replace(true);
         let mut stopped = self.stopped.clone();
         if tokio::time::timeout(STOP_WITHIN, stopped.wait_for(|stopped| *stopped)).await.is_err() {
-            tracing::warn!("the policy subscription did not end in time; what changed last may not be on disk");
+            tracing::warn!(
+                "the policy subscription did not end in time; what changed last may not be on disk"
+            );
         }
     }
 }

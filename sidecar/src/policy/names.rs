@@ -76,7 +76,17 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_ignored() {
-        for text in ["", "mesh/", "mesh/a/b", "service", "service/a", "service/a/b/c", "service//b", "x/a/b", "service/a/b c"] {
+        for text in [
+            "",
+            "mesh/",
+            "mesh/a/b",
+            "service",
+            "service/a",
+            "service/a/b/c",
+            "service//b",
+            "x/a/b",
+            "service/a/b c",
+        ] {
             assert_eq!(ResourceName::parse(text), None, "{text}");
         }
     }

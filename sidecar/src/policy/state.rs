@@ -243,10 +243,12 @@ impl State {
                     }
                 }
                 (ResourceName::Service(name), Some(Body::Documents(body))) => {
-                    changes.entry(name).or_default().documents = Some(Incoming::New(Versioned { version, body }));
+                    changes.entry(name).or_default().documents =
+                        Some(Incoming::New(Versioned { version, body }));
                 }
                 (ResourceName::Endpoints(name), Some(Body::Endpoints(body))) => {
-                    changes.entry(name).or_default().endpoints = Some(Incoming::New(Versioned { version, body }));
+                    changes.entry(name).or_default().endpoints =
+                        Some(Incoming::New(Versioned { version, body }));
                 }
                 (name, _) => refused.push(Refusal {
                     name,

@@ -193,7 +193,10 @@ impl Subscription {
                 self.save_soon(now.instant);
             }
         }
-        tracing::info!(resources = count, "serving from the last known good policy until the control plane answers");
+        tracing::info!(
+            resources = count,
+            "serving from the last known good policy until the control plane answers"
+        );
     }
 
     /// Until the control plane names the trust bundle, the CA that vouches for itself vouches for peers too.
@@ -280,9 +283,11 @@ impl Subscription {
 
     fn join_token(&self) -> Result<String, String> {
         let Some(file) = &self.to.join_token_file else {
-            return Err("there is neither a valid certificate nor a join token to prove this workload with; \
+            return Err(
+                "there is neither a valid certificate nor a join token to prove this workload with; \
                         give --join-token-file"
-                .to_owned());
+                    .to_owned(),
+            );
         };
         // Read anew each time: projected tokens are rotated in place.
         let token = std::fs::read_to_string(file)
@@ -528,7 +533,8 @@ impl Subscription {
         let mut lease = self.lease();
         lease.ready = false;
         self.send(Outgoing::Lease(lease));
-        if let Link::Open(sender, mut stream) = std::mem::replace(&mut self.link, Link::wait(Duration::ZERO)) {
+        if let Link::Open(sender, mut stream) = std::mem::replace(&mut self.link, Link::wait(Duration::ZERO))
+        {
             // Our side of the stream ends; the control plane ends its own once it has read everything.
             drop(sender);
             let rest = async { while let Ok(Some(_)) = stream.message().await {} };

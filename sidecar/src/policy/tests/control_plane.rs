@@ -59,7 +59,8 @@ impl Ca {
         let pair = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(id.try_into().expect("ASCII"))];
-        std::fs::write(certificate, params.signed_by(&pair, &self.0).expect("signed").pem()).expect("written");
+        std::fs::write(certificate, params.signed_by(&pair, &self.0).expect("signed").pem())
+            .expect("written");
         std::fs::write(key, pair.serialize_pem()).expect("written");
     }
 
@@ -241,7 +242,11 @@ impl Memory {
             return;
         }
         self.nonce += 1;
-        let mut update = wire::Update { nonce: self.nonce, policy_version: format!("p{}", self.nonce), ..Default::default() };
+        let mut update = wire::Update {
+            nonce: self.nonce,
+            policy_version: format!("p{}", self.nonce),
+            ..Default::default()
+        };
         for name in names {
             match self.resources.get(&name) {
                 Some(resource) => update.resources.push(resource.clone()),

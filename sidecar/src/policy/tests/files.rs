@@ -44,7 +44,8 @@ impl Sidecar {
             service_account: "cart".to_owned(),
             source: Source::Files(Files { directory: directory.to_owned(), identity }),
         };
-        let sink = Arc::new(move |snapshot| sink.lock().unwrap_or_else(PoisonError::into_inner).push(snapshot));
+        let sink =
+            Arc::new(move |snapshot| sink.lock().unwrap_or_else(PoisonError::into_inner).push(snapshot));
         let handle = policy::start(settings, tls.clone(), sink, rejections.clone())?;
         Ok(Self { handle, tls, rejections, snapshots })
     }
@@ -56,7 +57,8 @@ impl Sidecar {
     /// The ports of the service `product`.
     fn ports(&self) -> Vec<u16> {
         let snapshot = self.snapshot();
-        let service = snapshot.as_ref().and_then(|snapshot| snapshot.service(&ServiceName::new("shop", "product")));
+        let service =
+            snapshot.as_ref().and_then(|snapshot| snapshot.service(&ServiceName::new("shop", "product")));
         service.map(|service| service.ports.iter().map(|port| port.port).collect()).unwrap_or_default()
     }
 
@@ -147,18 +149,18 @@ async fn a_broken_file_changes_nothing_and_is_said_so() {
     write(&file, &product(80));
     let sidecar = Sidecar::start(dir.path(), None).expect("started");
     let count = sidecar.snapshots.lock().expect("unpoisoned").len();
-    write(&file, &product(81).replace("ports:", "prots:"));
+    write(&file, &product(81).replace("81", "eighty"));
     let end = Instant::now() + Duration::from_secs(10);
     while sidecar.rejections.0.lock().expect("unpoisoned").is_empty() {
         assert!(Instant::now() < end, "no error was reported");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let said = sidecar.rejections.0.lock().expect("unpoisoned").join("\n");
-    assert!(said.contains("product.yaml:") && said.contains("`prots`"), "{said}");
+    assert!(said.contains("product.yaml:") && said.contains("eighty"), "{said}");
     assert_eq!(sidecar.ports(), [80]);
     assert_eq!(sidecar.snapshots.lock().expect("unpoisoned").len(), count);
     let status = sidecar.handle.status()["source"]["errors"].to_string();
-    assert!(status.contains("`prots`"), "{status}");
+    assert!(status.contains("eighty"), "{status}");
     write(&file, &product(82));
     sidecar.until_port(82).await;
 }

@@ -29,7 +29,8 @@ fn issued(life: Duration, clock: &Clock) -> Issuance {
     let mut issuance = Issuance::new();
     let request = issuance.request(clock.0).expect("a request");
     let chain = ca.sign(&request.csr, "spiffe://weft.local/ns/shop/sa/cart", life);
-    let stored = issuance.answer(wire::Certificate { chain, refused: String::new() }, clock.0).expect("stored");
+    let stored =
+        issuance.answer(wire::Certificate { chain, refused: String::new() }, clock.0).expect("stored");
     let tls = Tls::new("weft.local");
     let (chain, key) = stored.to_rustls();
     let identity = tls.set_identity(chain, key).expect("an identity");

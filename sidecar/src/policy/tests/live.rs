@@ -258,7 +258,9 @@ async fn an_outage_changes_nothing_and_afterwards_only_what_changed_is_sent() {
     assert!(received[0].certified, "the certificate is proof enough now");
     let Message::Hello(hello) = &received[0].message else { panic!("Hello comes first") };
     assert!(hello.join_token.is_empty());
-    let Message::Subscribe(subscribe) = &received[1].message else { panic!("no new certificate is asked for") };
+    let Message::Subscribe(subscribe) = &received[1].message else {
+        panic!("no new certificate is asked for")
+    };
     assert_eq!(subscribe.add.len(), 5);
     assert!(subscribe.add.iter().all(|subscription| !subscription.version.is_empty()));
 
@@ -277,7 +279,8 @@ async fn a_rejected_resource_is_answered_and_the_last_good_one_serves() {
     let sidecar = Sidecar::start(&control_plane, dir.path());
     assert_eq!(sidecar.want("product").await, Found::Yes);
     control_plane.publish(vec![broken_service("product", "2")]);
-    until("the rejection", || acks(&control_plane.received()).iter().any(|ack| !ack.rejected.is_empty())).await;
+    until("the rejection", || acks(&control_plane.received()).iter().any(|ack| !ack.rejected.is_empty()))
+        .await;
     let acks = acks(&control_plane.received());
     let rejected = acks.iter().find(|ack| !ack.rejected.is_empty()).expect("just seen");
     assert_eq!(rejected.rejected[0].name, "service/shop/product");
@@ -320,7 +323,8 @@ async fn a_damaged_file_is_put_aside_and_the_control_plane_asked() {
     let dir = tempfile::tempdir().expect("a directory");
     let state = dir.path().join("state");
     std::fs::create_dir(&state).expect("made");
-    std::fs::write(state.join("last-known-good"), b"weft last known good, format 1\nxxxxxxxxxxxx").expect("written");
+    std::fs::write(state.join("last-known-good"), b"weft last known good, format 1\nxxxxxxxxxxxx")
+        .expect("written");
     let sidecar = Sidecar::start(&control_plane, dir.path());
     assert!(sidecar.snapshot().is_none());
     assert!(state.join("last-known-good.corrupt").exists());
@@ -358,9 +362,8 @@ async fn an_expired_certificate_leaves_the_disk() {
     sidecar.ready().await;
     let file = dir.path().join("state/last-known-good");
     let id = b"spiffe://weft.local/ns/shop/sa/cart";
-    let holds_certificate = || {
-        std::fs::read(&file).is_ok_and(|bytes| bytes.windows(id.len()).any(|window| window == id))
-    };
+    let holds_certificate =
+        || std::fs::read(&file).is_ok_and(|bytes| bytes.windows(id.len()).any(|window| window == id));
     until("a certificate on disk", holds_certificate).await;
     control_plane.kill().await;
     until("no certificate on disk", || file.exists() && !holds_certificate()).await;
@@ -372,7 +375,8 @@ async fn an_expired_certificate_leaves_the_disk() {
 #[tokio::test]
 async fn only_the_control_planes_own_identity_is_talked_to() {
     let impostor =
-        ControlPlane::with(Ca::new(), "spiffe://weft.local/ns/shop/sa/product", Duration::from_secs(60)).await;
+        ControlPlane::with(Ca::new(), "spiffe://weft.local/ns/shop/sa/product", Duration::from_secs(60))
+            .await;
     let dir = tempfile::tempdir().expect("a directory");
     let sidecar = Sidecar::start(&impostor, dir.path());
     until("a refusal", || sidecar.handle.status()["source"]["lastFailure"].is_string()).await;
@@ -424,7 +428,9 @@ async fn leases_say_where_and_whether_and_the_last_one_says_goodbye() {
     sidecar.handle.set_inbound_address("10.1.2.3:15006".parse().expect("an address"));
     sidecar.handle.set_ready(true);
     until("the lease", || {
-        leases(&control_plane.received()).iter().any(|lease| lease.ready && lease.inbound_address == "10.1.2.3:15006")
+        leases(&control_plane.received())
+            .iter()
+            .any(|lease| lease.ready && lease.inbound_address == "10.1.2.3:15006")
     })
     .await;
     let count = leases(&control_plane.received()).len();

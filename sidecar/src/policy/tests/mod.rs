@@ -56,7 +56,10 @@ fn service_to(name: &str, version: &str, backend: &str) -> wire::Resource {
 
 /// A resource that does not compile: the Service is of no known form.
 fn broken_service(name: &str, version: &str) -> wire::Resource {
-    let broken = documents(&[("Service", serde_json::json!({ "metadata": { "name": name }, "spec": { "ports": "x" } }))]);
+    let broken = documents(&[(
+        "Service",
+        serde_json::json!({ "metadata": { "name": name }, "spec": { "ports": "x" } }),
+    )]);
     with_documents(&format!("service/shop/{name}"), version, broken)
 }
 

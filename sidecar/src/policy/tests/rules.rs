@@ -56,7 +56,8 @@ impl Machine {
     /// A service that was wanted and found.
     fn know(&mut self, service: &str) {
         self.want(service);
-        let output = self.update(vec![super::service(service, "1"), endpoints(service, "1", "10.0.0.1:80")], &[]);
+        let output =
+            self.update(vec![super::service(service, "1"), endpoints(service, "1", "10.0.0.1:80")], &[]);
         assert_eq!(output.answers, [(name(service), Found::Yes)]);
     }
 }
@@ -213,11 +214,15 @@ fn a_rejected_version_leaves_the_last_good_one_in_force_and_is_named() {
     let mut machine = Machine::connected();
     machine.know("product");
     machine.know("user");
-    let output = machine.update(vec![broken_service("product", "2"), endpoints("user", "2", "10.0.0.2:80")], &[]);
+    let output =
+        machine.update(vec![broken_service("product", "2"), endpoints("user", "2", "10.0.0.2:80")], &[]);
     let ack = ack(&output);
     assert_eq!(ack.nonce, machine.nonce);
     assert_eq!(ack.rejected.len(), 1);
-    assert_eq!((ack.rejected[0].name.as_str(), ack.rejected[0].version.as_str()), ("service/shop/product", "2"));
+    assert_eq!(
+        (ack.rejected[0].name.as_str(), ack.rejected[0].version.as_str()),
+        ("service/shop/product", "2")
+    );
     assert!(!ack.rejected[0].reason.is_empty());
     assert_eq!(address_of(&output, "user"), "10.0.0.2:80", "the others are taken");
     assert_eq!(address_of(&output, "product"), "10.0.0.1:80");
@@ -255,7 +260,8 @@ fn bad_endpoints_are_blamed_alone() {
 fn good_endpoints_are_taken_beside_bad_documents() {
     let mut machine = Machine::connected();
     machine.know("product");
-    let output = machine.update(vec![broken_service("product", "2"), endpoints("product", "2", "10.0.0.9:80")], &[]);
+    let output =
+        machine.update(vec![broken_service("product", "2"), endpoints("product", "2", "10.0.0.9:80")], &[]);
     let refused: Vec<_> = output.refused.iter().map(|refusal: &Refusal| refusal.name.clone()).collect();
     assert_eq!(refused, [ResourceName::Service(name("product"))]);
     assert_eq!(address_of(&output, "product"), "10.0.0.9:80");
@@ -374,13 +380,7 @@ fn what_is_used_stays_and_what_is_not_goes() {
 fn backends_stay_for_as_long_as_a_route_forwards_to_them() {
     let mut machine = Machine::connected();
     machine.want("product");
-    machine.update(
-        vec![
-            service_to("product", "1", "v2"),
-            endpoints("product", "1", "10.0.0.1:80"),
-        ],
-        &[],
-    );
+    machine.update(vec![service_to("product", "1", "v2"), endpoints("product", "1", "10.0.0.1:80")], &[]);
     machine.update(vec![service("v2", "1"), endpoints("v2", "1", "10.0.0.2:80")], &[]);
     for _ in 0..40 {
         machine.tables.mark(&name("product"));
