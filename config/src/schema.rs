@@ -1,6 +1,7 @@
 //! JSON Schemas of every kind, made from the types: editors, `weft check` and the policy reference all read these.
 
 use crate::document::{self, Kind};
+use crate::parse::format;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 use std::sync::LazyLock;
@@ -79,6 +80,13 @@ fn tidy(schema: &mut Value) {
             {
                 items.insert("format".into(), format);
             }
+            if let Some(pattern) = fields.get("format").and_then(Value::as_str).and_then(format::pattern) {
+                fields.entry("pattern").or_insert_with(|| json!(pattern));
+            }
+            if let Some(Value::Array(names)) = fields.get("exactlyOne") {
+                let one_of: Vec<Value> = names.iter().map(|name| json!({ "required": [name] })).collect();
+                fields.insert("oneOf".into(), Value::Array(one_of));
+            }
             if fields.get("default").is_some_and(|d| d.is_null() || d.is_object() || d.is_array()) {
                 fields.shift_remove("default");
             }
@@ -147,6 +155,31 @@ mod tests {
         for (kind, schema) in schemas() {
             walk(&schema, kind.as_str());
         }
+    }
+
+    /// Kubernetes reads YAML 1.1, where these words are booleans even as the names of fields.
+    #[test]
+    fn no_name_means_something_else_in_yaml_1_1() {
+        fn walk(schema: &Value, path: &str) {
+            let refused = |word: &str| {
+                ["y", "n", "yes", "no", "on", "off", "true", "false", "null"]
+                    .contains(&word.to_lowercase().as_str())
+            };
+            if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
+                properties.keys().for_each(|name| assert!(!refused(name), "{path}.{name}"));
+            }
+            if let Some(word) = schema.get("const").and_then(Value::as_str) {
+                assert!(!refused(word), "{path}: {word}");
+            }
+            match schema {
+                Value::Object(fields) => {
+                    fields.iter().for_each(|(name, s)| walk(s, &format!("{path}.{name}")))
+                }
+                Value::Array(items) => items.iter().for_each(|s| walk(s, path)),
+                _ => {}
+            }
+        }
+        schemas().iter().for_each(|(kind, schema)| walk(schema, kind.as_str()));
     }
 
     /// Editors take the schemas from the repository, so what lies there must be what the types say. `WEFT_UPDATE=1`

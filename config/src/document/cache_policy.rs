@@ -81,7 +81,7 @@ pub struct CacheKey {
     pub headers: Vec<String>,
     /// Cookies whose values count. Example: `[currency]`.
     #[serde(default)]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 256)), extend("itemFormat" = "header-name"))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 256)), extend("itemFormat" = "token"))]
     pub cookies: Vec<String>,
     /// Keeps answers apart by the caller's proven identity. Default: `false`.
     pub identity: Option<bool>,

@@ -131,8 +131,8 @@ pub enum Document {
     EndpointSlice(EndpointSlice),
     /// A Workload.
     Workload(Workload),
-    /// A TrafficPolicy.
-    TrafficPolicy(TrafficPolicy),
+    /// A TrafficPolicy, which is far larger than the others.
+    TrafficPolicy(Box<TrafficPolicy>),
     /// A CachePolicy.
     CachePolicy(CachePolicy),
     /// An AuthorizationPolicy.
@@ -224,6 +224,7 @@ impl Document {
     }
 
     /// The inverse of [`Document::to_json`], for what comes over the wire: `kind` as [`Kind::as_str`] writes it.
+    #[expect(clippy::result_large_err, reason = "once per resource; callers collect findings unboxed")]
     pub fn from_json(kind: &str, json: &str) -> Result<Self, Diagnostic> {
         let failed = |message: String, cure: &str| Diagnostic {
             severity: Severity::Error,

@@ -120,6 +120,16 @@ impl<'a> Walk<'a> {
         let first = first_type(schema);
         let cure = match &node.value {
             NodeValue::Scalar { text, plain: true } if first == "string" && !node.is_null() => {
+                let format = schema.get("format").and_then(Value::as_str).unwrap_or_default();
+                // Quotes alone do not make a duration of a number.
+                if let Err(unfit) = format::check(format, text) {
+                    return self.error(
+                        node.at,
+                        path,
+                        format!("found {}, expected {expected}", found(node)),
+                        unfit.cure,
+                    );
+                }
                 format!("put it in quotes: \"{}\"", short(text))
             }
             NodeValue::Scalar { text, plain: false }

@@ -20,6 +20,27 @@ fn unfit_with_cure(expected: &str, cure: impl Into<String>) -> Result<(), Unfit>
     Err(Unfit { expected: expected.to_owned(), cure: cure.into() })
 }
 
+/// A pattern for a format, for editors: it may let more pass than [`check`] does, never less.
+pub(crate) fn pattern(format: &str) -> Option<&'static str> {
+    Some(match format {
+        "object-name" => "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
+        "dns-label" => "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        "header-name" | "token" => "^[A-Za-z0-9!#$%&'*+\\-.^_`|~]+$",
+        "hostname" => "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
+        "hostname-or-wildcard" => r"^(\*\.)?[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
+        "absolute-path" | "path-pattern" => "^/[^?#]*$",
+        "socket-address" | "host-port" => ":[0-9]{1,5}$",
+        "identity" => "^(spiffe://)?[^ ]+/[^ ]+$",
+        "trust-domain" => "^[a-z0-9._-]+$",
+        "http-method" => "^[^a-z ]+$",
+        "grpc-service" => "^[A-Za-z0-9_.]+$",
+        "grpc-method" => "^[A-Za-z0-9_]+$",
+        "cors-origin" => r"^(\*|[a-z][a-z0-9+.-]*://.+)$",
+        "date-or-time" => "^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9:]{8}Z)?$",
+        _ => return None,
+    })
+}
+
 /// Checks a text against a format of the schemas. Formats that are not ours pass.
 pub(crate) fn check(format: &str, text: &str) -> Result<(), Unfit> {
     match format {
@@ -31,6 +52,8 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), Unfit> {
         "object-name" => object_name(text),
         "dns-label" => dns_label(text),
         "header-name" => header_name(text),
+        "token" if !text.is_empty() && text.bytes().all(token_byte) => Ok(()),
+        "token" => unfit("a name of letters, digits and !#$%&'*+-.^_`|~"),
         "header-value" => header_value(text),
         "hostname" => hostname(text, false),
         "hostname-or-wildcard" => hostname(text, true),
@@ -441,8 +464,19 @@ mod tests {
 
     proptest! {
         #[test]
+        fn what_fits_a_format_fits_its_pattern(text in "[a-zA-Z0-9*./:_-]{0,12}|/[a-z*/]{0,6}|GET|[a-z]{1,4}(://|/|:)[a-z0-9]{1,4}") {
+            for format in ["object-name", "dns-label", "header-name", "token", "hostname", "hostname-or-wildcard",
+                "absolute-path", "path-pattern", "socket-address", "host-port", "identity", "trust-domain", "http-method",
+                "grpc-service", "grpc-method", "cors-origin", "date-or-time"]
+            {
+                let pattern = regex::Regex::new(pattern(format).expect("a pattern")).expect("a valid pattern");
+                prop_assert!(check(format, &text).is_err() || pattern.is_match(&text), "{format}: `{text}`");
+            }
+        }
+
+        #[test]
         fn no_text_panics(text in ".{0,40}", format in proptest::sample::select(vec![
-            "duration-gep2257", "byte-size", "object-name", "dns-label", "header-name", "header-value", "hostname",
+            "token", "duration-gep2257", "byte-size", "object-name", "dns-label", "header-name", "header-value", "hostname",
             "hostname-or-wildcard", "absolute-path", "path-pattern", "ip", "socket-address", "identity",
             "trust-domain", "http-method", "app-protocol", "grpc-service", "grpc-method", "cors-origin",
             "date-or-time", "host-port",

@@ -45,6 +45,7 @@ pub fn parse(file: &str, text: &str) -> Parsed {
     for chunk in split::split(text) {
         reading.chunk(&chunk);
     }
+    reading.parsed.diagnostics.sort_by_key(|found| (found.line, found.column));
     reading.parsed
 }
 

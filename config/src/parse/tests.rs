@@ -106,7 +106,7 @@ fn every_problem_of_a_document_is_told_at_once_with_place_and_cure() {
             "16:51: HTTPRoute shop/product: spec.rules[0].backendRefs[1].weight: found the text `many`, expected a whole \
              number",
             "17:28: HTTPRoute shop/product: spec.rules[0].timeouts.request: found the number `10`, expected a duration \
-             such as `10s`; put it in quotes: \"10\"",
+             such as `10s`; write `10s` if seconds are meant",
         ]
     );
     assert!(parse("f", &text).documents.is_empty());
@@ -424,6 +424,9 @@ fn bombs_are_refused_quickly() {
         bomb.push_str(&format!("  a{level}: &a{level} [{}]\n", vec![item; 10].join(", ")));
     }
     assert!(findings(&bomb).join("\n").contains("aliases counted each time"));
+    let text = "x".repeat(MAX_DOCUMENT_BYTES / 2);
+    let long = workload(&format!("  service: &a {text}\n  command: [{}]\n", vec!["*a"; 10_000].join(", ")));
+    assert!(findings(&long).join("\n").contains("aliases repeat more than"));
     for deep in [
         workload(&format!("  service: {}\n", "[".repeat(100_000))),
         workload(&format!("  service: {}{}\n", "[".repeat(65), "]".repeat(65))),
@@ -490,4 +493,13 @@ proptest! {
         parse("f", &text);
         parse_bytes("f", &bytes);
     }
+}
+
+#[test]
+fn a_file_may_hold_thousands_of_documents() {
+    let document = |n: usize| ROUTE.replace("name: product\n", &format!("name: product-{n}\n"));
+    let text: String = (0..2000).map(|n| format!("---\n{}", document(n))).collect();
+    let parsed = parse("f", &text);
+    assert_eq!((parsed.documents.len(), parsed.diagnostics.len()), (2000, 0));
+    assert_eq!(parsed.documents[1999].source.line, 2 + 1999 * 18);
 }

@@ -10,6 +10,9 @@ pub(super) const MAX_DEPTH: usize = 64;
 /// Values in one document, those repeated by aliases counted each time; more are refused.
 pub(super) const MAX_NODES: usize = 250_000;
 
+/// Bytes of text that aliases may repeat in one document.
+pub(super) const MAX_REPEATED_BYTES: usize = 4 << 20;
+
 /// Line and column, both from 1.
 pub(super) type Position = (u32, u32);
 
@@ -97,7 +100,14 @@ struct Key {
 
 struct Anchored {
     node: Node,
-    size: usize,
+    measure: Measure,
+}
+
+/// How large a value is, with everything in it.
+#[derive(Clone, Copy, Default)]
+struct Measure {
+    nodes: usize,
+    bytes: usize,
     height: usize,
 }
 
@@ -154,6 +164,7 @@ struct Reader {
     stack: Vec<Frame>,
     anchors: HashMap<usize, Anchored>,
     nodes: usize,
+    repeated_bytes: usize,
 }
 
 impl Reader {
@@ -170,6 +181,7 @@ impl Reader {
                 self.stack.clear();
                 self.anchors.clear();
                 self.nodes = 0;
+                self.repeated_bytes = 0;
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.count(1, at)?;
@@ -205,9 +217,14 @@ impl Reader {
                         "write the value out",
                     ));
                 };
-                let (size, height, node) = (found.size, found.height, found.node.clone());
-                self.count(size, at)?;
-                if self.stack.len() + height > MAX_DEPTH {
+                let (measure, node) = (found.measure, found.node.clone());
+                self.count(measure.nodes, at)?;
+                self.repeated_bytes += measure.bytes;
+                if self.repeated_bytes > MAX_REPEATED_BYTES {
+                    let message = format!("aliases repeat more than {MAX_REPEATED_BYTES} bytes");
+                    return Err(self.flaw(at, message, "write less of it"));
+                }
+                if self.stack.len() + measure.height > MAX_DEPTH {
                     return Err(self.too_deep(at));
                 }
                 self.finish(node, 0);
@@ -259,8 +276,7 @@ impl Reader {
     /// Puts a finished value where it belongs: into the list or map around it, as a key, or as a whole document.
     fn finish(&mut self, node: Node, anchor: usize) {
         if anchor > 0 {
-            let (size, height) = measure(&node);
-            self.anchors.insert(anchor, Anchored { node: node.clone(), size, height });
+            self.anchors.insert(anchor, Anchored { measure: measure(&node), node: node.clone() });
         }
         let path = match self.stack.last() {
             Some(Frame::Map { key: None, .. }) => self.path(),
@@ -322,20 +338,21 @@ impl Reader {
     }
 }
 
-fn measure(node: &Node) -> (usize, usize) {
-    let mut size = 1;
-    let mut height = 0;
-    let children: Box<dyn Iterator<Item = &Node>> = match &node.value {
-        NodeValue::Scalar { .. } => return (1, 0),
-        NodeValue::List(items) => Box::new(items.iter()),
-        NodeValue::Map(entries) => Box::new(entries.iter().map(|e| &e.value)),
+fn measure(node: &Node) -> Measure {
+    let mut sum = Measure { nodes: 1, ..Measure::default() };
+    let mut add = |bytes: usize, child: &Node| {
+        let child = measure(child);
+        sum.nodes += child.nodes;
+        sum.bytes += bytes + child.bytes;
+        sum.height = sum.height.max(child.height);
     };
-    for child in children {
-        let (child_size, child_height) = measure(child);
-        size += child_size;
-        height = height.max(child_height);
+    match &node.value {
+        NodeValue::Scalar { text, .. } => return Measure { nodes: 1, bytes: text.len(), height: 0 },
+        NodeValue::List(items) => items.iter().for_each(|item| add(0, item)),
+        NodeValue::Map(entries) => entries.iter().for_each(|entry| add(entry.key.len(), &entry.value)),
     }
-    (size, height + 1)
+    sum.height += 1;
+    sum
 }
 
 /// A path and the field within it.

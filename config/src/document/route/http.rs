@@ -123,7 +123,7 @@ pub struct HttpQueryParamMatch {
     #[serde(default, rename = "type")]
     pub match_type: StringMatchType,
     /// The parameter's name, exactly. Example: `page`.
-    #[schemars(length(min = 1, max = 256), extend("format" = "header-name"))]
+    #[schemars(length(min = 1, max = 256), extend("format" = "token"))]
     pub name: String,
     /// The value, or the regular expression. Example: `2`.
     #[schemars(length(min = 1, max = 1024))]

@@ -124,7 +124,7 @@ pub struct HeaderMatch {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SessionPersistence {
     /// The name of the cookie or header that carries the session.
-    #[schemars(length(min = 1, max = 128), extend("format" = "header-name"))]
+    #[schemars(length(min = 1, max = 128), extend("format" = "token"))]
     pub session_name: Option<String>,
     /// The session ends this long after it began. Required for a `Permanent` cookie. Example: `24h`.
     pub absolute_timeout: Option<PolicyDuration>,

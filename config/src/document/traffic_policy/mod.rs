@@ -72,7 +72,7 @@ pub struct KeyPart {
     #[schemars(length(min = 1, max = 256), extend("format" = "header-name"))]
     pub header: Option<String>,
     /// The value of this cookie. Example: `session`.
-    #[schemars(length(min = 1, max = 256), extend("format" = "header-name"))]
+    #[schemars(length(min = 1, max = 256), extend("format" = "token"))]
     pub cookie: Option<String>,
     /// The value of this query parameter. Example: `customer`.
     #[schemars(length(min = 1, max = 256))]

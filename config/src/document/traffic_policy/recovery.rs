@@ -16,7 +16,7 @@ pub struct Retries {
     /// What counts as failed. Default: `[connectFailure, refused, reset, gatewayError]`.
     #[serde(default)]
     #[schemars(length(max = 16))]
-    pub on: Vec<RetryOn>,
+    pub when: Vec<RetryCause>,
     /// Further statuses that are tried again. Example: `[429]`.
     #[serde(default)]
     #[schemars(length(max = 64), inner(range(min = 400, max = 599)))]
@@ -42,7 +42,7 @@ pub struct Retries {
 /// What counts as failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub enum RetryOn {
+pub enum RetryCause {
     /// No connection came about.
     ConnectFailure,
     /// The upstream refused the stream before it did anything.
