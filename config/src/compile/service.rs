@@ -118,6 +118,7 @@ fn traffic(service: &ServiceName, port: &ServicePort, documents: &[Located]) -> 
     let mut policies: Vec<(bool, &TrafficPolicy)> = of_kind!(documents, TrafficPolicy)
         .filter(|(_, policy)| policy.metadata.namespace() == &*service.namespace)
         .flat_map(|(_, policy)| {
+            let policy: &TrafficPolicy = policy;
             let targets = policy.spec.target_refs.iter();
             let ours = targets.filter(|t| t.kind == TargetKind::Service && t.name == *service.name);
             ours.filter_map(move |target| match &target.section_name {
