@@ -4,6 +4,7 @@ use super::ControlPlane;
 use crate::tls::{Tls, certificates};
 use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use std::{error::Error, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::{
@@ -38,9 +39,9 @@ pub(super) enum Link {
     /// Nothing is tried before this moment.
     Waiting(Pin<Box<Sleep>>),
     /// TCP and TLS are being made.
-    Dialing(BoxFuture<'static, Result<Channel, String>>),
+    Dialing(BoxFuture<'static, Result<Channel, Failure>>),
     /// Messages can be sent; the control plane has not taken the stream yet.
-    Opening(Sender, BoxFuture<'static, Result<Streaming<wire::ToSidecar>, String>>),
+    Opening(Sender, BoxFuture<'static, Result<Streaming<wire::ToSidecar>, Failure>>),
     /// The stream stands.
     Open(Sender, Streaming<wire::ToSidecar>),
 }
@@ -56,7 +57,25 @@ pub(super) enum Event {
     /// It said something.
     Message(wire::ToSidecar),
     /// It is gone, or never came.
-    Failed(String),
+    Failed(Failure),
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) reason: String,
+    /// True if somebody was there: then it may be our credentials that they do not like.
+    pub(super) reached: bool,
+}
+
+impl Failure {
+    pub(super) fn reached(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), reached: true }
+    }
+
+    pub(super) fn unreached(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), reached: false }
+    }
 }
 
 impl Link {
@@ -81,8 +100,10 @@ impl Link {
                 wire::mesh_client::MeshClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
             match timeout(STEP, client.sync(ReceiverStream::new(receiver))).await {
                 Ok(Ok(response)) => Ok(response.into_inner()),
-                Ok(Err(status)) => Err(describe(&status)),
-                Err(_) => Err(format!("it did not take the stream within {} s", STEP.as_secs())),
+                Ok(Err(status)) => Err(Failure::reached(describe(&status))),
+                Err(_) => {
+                    Err(Failure::reached(format!("it did not take the stream within {} s", STEP.as_secs())))
+                }
             }
         };
         Self::Opening(sender, Box::pin(opening))
@@ -107,14 +128,60 @@ impl Link {
             Self::Opening(_, opening) => opening.await.map_or_else(Event::Failed, Event::Opened),
             Self::Open(_, stream) => match stream.message().await {
                 Ok(Some(message)) => Event::Message(message),
-                Ok(None) => Event::Failed("it closed the stream".to_owned()),
-                Err(status) => Event::Failed(describe(&status)),
+                Ok(None) => Event::Failed(Failure::reached("it closed the stream")),
+                Err(status) => Event::Failed(Failure::reached(describe(&status))),
             },
         }
     }
 }
 
-async fn dial(to: &ControlPlane, tls: &Tls, certificate: bool) -> Result<Channel, String> {
+async fn dial(to: &ControlPlane, tls: &Tls, certificate: bool) -> Result<Channel, Failure> {
+    let (config, name) = prepare(to, tls, certificate).map_err(Failure::unreached)?;
+    let tcp = match timeout(STEP, TcpStream::connect(&to.address)).await {
+        Ok(Ok(tcp)) => tcp,
+        Ok(Err(error)) => return Err(Failure::unreached(format!("cannot connect: {error}"))),
+        Err(_) => {
+            let reason = format!("it did not take the connection within {} s", STEP.as_secs());
+            return Err(Failure::unreached(reason));
+        }
+    };
+    tcp.set_nodelay(true).map_err(|error| Failure::unreached(error.to_string()))?;
+    let handshake = Box::pin(TlsConnector::from(Arc::new(config)).connect(name, tcp));
+    let stream = match timeout(STEP, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(Failure::reached(format!("no TLS with it: {error}"))),
+        Err(_) => {
+            let reason = format!("no TLS handshake with it within {} s", STEP.as_secs());
+            return Err(Failure::unreached(reason));
+        }
+    };
+
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_| {
+        // One connection and no other: reconnecting is our own business, with its own waits.
+        std::future::ready(stream.take().ok_or_else(|| io::Error::other("the connection is gone")))
+    });
+    let endpoint = Endpoint::from_shared(format!("http://{}", to.address))
+        .map_err(|_| Failure::unreached(format!("`{}` is not of the form HOST:PORT", to.address)))?
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(1024 * 1024)
+        .initial_connection_window_size(4 * 1024 * 1024);
+    match timeout(STEP, endpoint.connect_with_connector(connector)).await {
+        Ok(channel) => {
+            channel.map_err(|error| Failure::reached(format!("no HTTP/2 with it: {}", causes(&error))))
+        }
+        Err(_) => Err(Failure::reached(format!("no HTTP/2 with it within {} s", STEP.as_secs()))),
+    }
+}
+
+/// The TLS side of a connection, and the name it asks for.
+fn prepare(
+    to: &ControlPlane,
+    tls: &Tls,
+    certificate: bool,
+) -> Result<(ClientConfig, ServerName<'static>), String> {
     // Read anew each time: the file may be rotated, or not be there yet.
     let mut roots = certificates("--ca-file", &to.ca_file).map_err(|error| error.to_string())?;
     roots.extend(tls.roots().iter().cloned());
@@ -125,39 +192,10 @@ async fn dial(to: &ControlPlane, tls: &Tls, certificate: bool) -> Result<Channel
     };
     let mut config = tls.client_config(roots, expected, certificate).map_err(|error| error.to_string())?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-
-    let tcp = match timeout(STEP, TcpStream::connect(&to.address)).await {
-        Ok(Ok(tcp)) => tcp,
-        Ok(Err(error)) => return Err(format!("cannot connect: {error}")),
-        Err(_) => return Err(format!("it did not take the connection within {} s", STEP.as_secs())),
-    };
-    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
     let host = to.address.rsplit_once(':').map_or(to.address.as_str(), |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = ServerName::try_from(host).map_err(|_| "its address holds no valid host name".to_owned())?;
-    let handshake = Box::pin(TlsConnector::from(Arc::new(config)).connect(name, tcp));
-    let stream = match timeout(STEP, handshake).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(format!("no TLS with it: {error}")),
-        Err(_) => return Err(format!("no TLS handshake with it within {} s", STEP.as_secs())),
-    };
-
-    let mut stream = Some(TokioIo::new(stream));
-    let connector = tower::service_fn(move |_| {
-        // One connection and no other: reconnecting is our own business, with its own waits.
-        std::future::ready(stream.take().ok_or_else(|| io::Error::other("the connection is gone")))
-    });
-    let endpoint = Endpoint::from_shared(format!("http://{}", to.address))
-        .map_err(|_| format!("`{}` is not of the form HOST:PORT", to.address))?
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(1024 * 1024)
-        .initial_connection_window_size(4 * 1024 * 1024);
-    match timeout(STEP, endpoint.connect_with_connector(connector)).await {
-        Ok(channel) => channel.map_err(|error| format!("no HTTP/2 with it: {}", causes(&error))),
-        Err(_) => Err(format!("no HTTP/2 with it within {} s", STEP.as_secs())),
-    }
+    Ok((config, name))
 }
 
 /// A status without the metadata that its own form prints.

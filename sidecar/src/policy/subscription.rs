@@ -5,7 +5,7 @@ use super::{
     backoff::Backoff,
     identity::{Issuance, Now, Stored, Warning},
     last_known_good::{Kept, LastKnownGood},
-    link::{Event, Link},
+    link::{Event, Failure, Link},
     state::{Found, Output, State},
     usage::Tables,
 };
@@ -238,7 +238,7 @@ impl Subscription {
                     self.link = Link::open(channel, first);
                     self.opened_at = Some(Instant::now());
                 }
-                Err(reason) => self.disconnected(&reason),
+                Err(reason) => self.disconnected(Failure::unreached(reason)),
             },
             Event::Opened(stream) => {
                 self.link = match std::mem::replace(&mut self.link, Link::wait(Duration::ZERO)) {
@@ -247,7 +247,7 @@ impl Subscription {
                 };
             }
             Event::Message(message) => self.receive(message),
-            Event::Failed(reason) => self.disconnected(&reason),
+            Event::Failed(failure) => self.disconnected(failure),
         }
     }
 
@@ -356,7 +356,8 @@ impl Subscription {
         Ok(())
     }
 
-    fn disconnected(&mut self, reason: &str) {
+    fn disconnected(&mut self, failure: Failure) {
+        let Failure { reason, reached } = failure;
         let now = Instant::now();
         {
             let mut core = self.out.shared.core();
@@ -368,8 +369,10 @@ impl Subscription {
         }
         if std::mem::take(&mut self.welcomed) {
             self.out.hooks.connected(false);
-        } else if self.presented {
-            self.distrusted = !self.distrusted;
+        } else if self.presented && reached {
+            self.distrusted = true;
+        } else if reached {
+            self.distrusted = false;
         }
         self.lease_at = None;
         let wait = self.backoff.next();
@@ -381,7 +384,7 @@ impl Subscription {
                 "no control plane: {reason}; serving what is known and trying again"
             );
         }
-        self.tell_source(Some(reason));
+        self.tell_source(Some(&reason));
         self.link = Link::wait(wait);
     }
 
@@ -412,7 +415,7 @@ impl Subscription {
             None => {}
         }
         if self.opened_at.is_some_and(|at| !self.welcomed && now.instant >= at + WELCOME_WITHIN) {
-            self.disconnected("it took the stream and said nothing");
+            self.disconnected(Failure::reached("it took the stream and said nothing"));
         }
         if self.lease_at.is_some_and(|at| now.instant >= at) {
             self.send_lease();
@@ -460,7 +463,7 @@ impl Subscription {
         if let Err(mpsc::error::TrySendError::Full(_)) =
             sender.try_send(wire::ToControlPlane { message: Some(message) })
         {
-            self.disconnected("it does not read what it is sent");
+            self.disconnected(Failure::reached("it does not read what it is sent"));
         }
         // A closed channel is a stream that has ended: the link says so next.
     }

@@ -23,9 +23,14 @@ impl Used {
         }
     }
 
+    /// True if it was used since the last sweep.
+    pub(super) fn is_marked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Takes the mark away and says whether there was one.
     pub(super) fn take(&self) -> bool {
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+        self.is_marked() && self.0.swap(false, Ordering::Relaxed)
     }
 }
 

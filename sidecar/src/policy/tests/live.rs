@@ -251,6 +251,8 @@ async fn an_outage_changes_nothing_and_afterwards_only_what_changed_is_sent() {
     assert_eq!(sidecar.want("product").await, Found::Yes);
     assert_eq!(sidecar.handle.status()["source"]["connected"], false);
     assert!(sidecar.tls.is_ready());
+    // Attempts that reach nobody say nothing about our certificate.
+    until("several attempts", || sidecar.handle.status()["source"]["attempts"].as_u64() >= Some(4)).await;
 
     control_plane.revive().await;
     until("reconnection", || sidecar.hooks.read().connected == [true, false, true]).await;
