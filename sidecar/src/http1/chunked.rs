@@ -258,11 +258,11 @@ mod tests {
         Settings { header_bytes: 512, header_count: 4, ..Settings::default() }
     }
 
-    /// All of the body, its trailers and what was left over, fed in pieces that end at `cuts`.
-    fn decode_in_pieces(
-        message: &[u8],
-        cuts: &[usize],
-    ) -> Result<Option<(Vec<u8>, Option<HeaderMap>, Vec<u8>)>, Kind> {
+    /// The body, its trailers and what was left over; none if there is more to come.
+    type Outcome = Result<Option<(Vec<u8>, Option<HeaderMap>, Vec<u8>)>, Kind>;
+
+    /// What comes of `message` when it is fed in pieces that end at `cuts`.
+    fn decode_in_pieces(message: &[u8], cuts: &[usize]) -> Outcome {
         let mut decoder = ChunkedDecoder::new(&settings());
         let (mut input, mut body, mut trailers) = (BytesMut::new(), Vec::new(), None);
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (message.len() + 1)).collect();
@@ -282,11 +282,11 @@ mod tests {
         Ok(decoder.is_done().then(|| (body, trailers, input.to_vec())))
     }
 
-    fn at_once(message: &[u8]) -> Result<Option<(Vec<u8>, Option<HeaderMap>, Vec<u8>)>, Kind> {
+    fn at_once(message: &[u8]) -> Outcome {
         decode_in_pieces(message, &[])
     }
 
-    fn byte_by_byte(message: &[u8]) -> Result<Option<(Vec<u8>, Option<HeaderMap>, Vec<u8>)>, Kind> {
+    fn byte_by_byte(message: &[u8]) -> Outcome {
         decode_in_pieces(message, &(0..=message.len()).collect::<Vec<_>>())
     }
 

@@ -120,6 +120,7 @@ where
 
 /// Connections that came back.
 #[derive(Default)]
+#[expect(clippy::vec_box, reason = "they come and go in their boxes")]
 pub(super) struct Pool(pub(super) RefCell<Vec<Box<Client>>>);
 
 impl Recycle for Pool {
