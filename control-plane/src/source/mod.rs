@@ -1,0 +1,7 @@
+//! Where policy comes from: directories of YAML, read whole and watched for changes.
+
+mod read;
+mod watch;
+
+pub use read::{Problem, SourceFile, Tree};
+pub use watch::{Watch, watch};
