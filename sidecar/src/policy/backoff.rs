@@ -66,7 +66,9 @@ mod tests {
         let mut high = 0;
         for _ in 0..400 {
             let mut backoff = Backoff::new(BASE, CAP);
-            (0..10).for_each(|_| drop(backoff.next()));
+            for _ in 0..10 {
+                backoff.next();
+            }
             match backoff.next() {
                 wait if wait < CAP / 4 => low += 1,
                 wait if wait > CAP * 3 / 4 => high += 1,
@@ -79,7 +81,9 @@ mod tests {
     #[test]
     fn success_starts_over() {
         let mut backoff = Backoff::new(BASE, CAP);
-        (0..40).for_each(|_| drop(backoff.next()));
+        for _ in 0..40 {
+            backoff.next();
+        }
         backoff.reset();
         assert!(backoff.next() <= BASE);
         assert_eq!(backoff.failures(), 1);

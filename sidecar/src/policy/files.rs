@@ -144,7 +144,7 @@ impl FilePolicy {
             });
             if changes {
                 // Full: there is a sign already.
-                drop(sign.try_send(()));
+                let _ = sign.try_send(());
             }
         })
         .and_then(|mut watcher| {

@@ -43,7 +43,7 @@ pub(super) enum Link {
     /// Messages can be sent; the control plane has not taken the stream yet.
     Opening(Sender, BoxFuture<'static, Result<Streaming<wire::ToSidecar>, Failure>>),
     /// The stream stands.
-    Open(Sender, Streaming<wire::ToSidecar>),
+    Open(Sender, Box<Streaming<wire::ToSidecar>>),
 }
 
 /// What happened on the connection.

@@ -239,8 +239,7 @@ impl Handle {
 
     /// Says where peers reach this sidecar.
     pub(crate) fn set_inbound_address(&self, address: SocketAddr) {
-        self.presence
-            .send_if_modified(|now| std::mem::replace(&mut now.inbound, Some(address)) != Some(address));
+        self.presence.send_if_modified(|now| now.inbound.replace(address) != Some(address));
     }
 
     /// What an operator wants to know.

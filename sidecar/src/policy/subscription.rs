@@ -187,11 +187,11 @@ impl Subscription {
         let count = kept.resources.len();
         let output = self.out.shared.core().state.restore(kept.resources, now.instant);
         self.apply(output);
-        if let Some(stored) = kept.identity {
-            if let Err(reason) = self.install(stored, now) {
-                tracing::warn!("the certificate kept on disk is of no use ({reason}); asking for another");
-                self.save_soon(now.instant);
-            }
+        if let Some(stored) = kept.identity
+            && let Err(reason) = self.install(stored, now)
+        {
+            tracing::warn!("the certificate kept on disk is of no use ({reason}); asking for another");
+            self.save_soon(now.instant);
         }
         tracing::info!(
             resources = count,
@@ -242,7 +242,7 @@ impl Subscription {
             },
             Event::Opened(stream) => {
                 self.link = match std::mem::replace(&mut self.link, Link::wait(Duration::ZERO)) {
-                    Link::Opening(sender, _) | Link::Open(sender, _) => Link::Open(sender, stream),
+                    Link::Opening(sender, _) | Link::Open(sender, _) => Link::Open(sender, Box::new(stream)),
                     other => other,
                 };
             }
