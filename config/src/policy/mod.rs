@@ -239,7 +239,7 @@ impl Policy {
     }
 
     /// The services that a workload instance serves.
-    pub fn serves(&self, namespace: &str, instance: &str) -> Vec<ServiceName> {
+    pub fn serves(&self, namespace: &str, instance: &str) -> &[ServiceName] {
         self.registry.serves(namespace, instance)
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Registry {
     pub(super) trust_domain: Arc<str>,
     services: BTreeMap<ServiceName, Entry>,
     workloads: BTreeMap<ServiceName, Arc<Located>>,
+    /// The services that each workload serves.
+    served: BTreeMap<ServiceName, Vec<ServiceName>>,
 }
 
 /// One service.
@@ -54,6 +56,7 @@ impl Registry {
             trust_domain: trust_domain.map_or_else(|| trust_domain_default.clone(), Into::into),
             services: BTreeMap::new(),
             workloads: BTreeMap::new(),
+            served: BTreeMap::new(),
         };
         let mut selecting: BTreeMap<&str, Vec<&Service>> = BTreeMap::new();
         for found in in_force.values() {
@@ -85,11 +88,12 @@ impl Registry {
                     serves.insert(name_of(&service.metadata));
                 }
             }
-            for service in serves {
-                if let Some(entry) = registry.services.get_mut(&service) {
+            for service in &serves {
+                if let Some(entry) = registry.services.get_mut(service) {
                     entry.workloads.push(name.clone());
                 }
             }
+            registry.served.insert(name.clone(), serves.into_iter().collect());
         }
         for (_, found, slice) in documents_of(in_force, |document| match document {
             Document::EndpointSlice(slice) => Some(slice),
@@ -168,14 +172,10 @@ impl Registry {
         })
     }
 
-    pub(super) fn serves(&self, namespace: &str, instance: &str) -> Vec<ServiceName> {
-        let Some(workload) = self.workload(namespace, instance) else { return Vec::new() };
-        let name = name_of(&workload.metadata);
-        let entries = self.services.iter().filter(|(service, _)| service.namespace == name.namespace);
-        entries
-            .filter(|(_, entry)| entry.workloads.contains(&name))
-            .map(|(service, _)| service.clone())
-            .collect()
+    /// The services that an instance serves.
+    pub(super) fn serves(&self, namespace: &str, instance: &str) -> &[ServiceName] {
+        let document = self.workload(namespace, instance);
+        document.and_then(|workload| self.served.get(&name_of(&workload.metadata))).map_or(&[], Vec::as_slice)
     }
 
     fn identity(&self, workload: &Workload) -> String {
@@ -212,7 +212,7 @@ impl Registry {
         }
         let mut endpoints = Vec::new();
         for name in self.serves(namespace, instance) {
-            let Some(service) = self.service(&name) else { continue };
+            let Some(service) = self.service(name) else { continue };
             for (port, _) in compile::served_ports(service, workload) {
                 let endpoint = wire::Endpoint {
                     address: inbound.to_string(),

@@ -42,7 +42,7 @@ impl Resources {
             for service in serves.iter().filter_map(|service| registry.service(service)) {
                 documents.push(on_the_wire(&Document::Service(without_annotations(service))));
             }
-            documents.extend(attached.to_workload(name, &serves).into_iter().cloned());
+            documents.extend(attached.to_workload(name, serves).into_iter().cloned());
             let resource = format!("workload/{name}");
             resources.add(resource.clone(), documents);
             // Replicas share the documents of the workload, but a document of a replica's very name goes first.

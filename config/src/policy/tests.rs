@@ -3,6 +3,7 @@
 use super::*;
 use crate::document::Kind;
 use crate::error::Severity;
+use proptest::prelude::*;
 
 /// Two services by their workloads, and a document that each test adds.
 const SHOP: &str = "
@@ -465,4 +466,68 @@ spec:
     assert_eq!(change.rejected, 1, "{:?}", change.diagnostics);
     assert_eq!(state(&policy, Kind::GrpcRoute, "g"), Some(DocumentState::Accepted));
     assert_eq!(state(&policy, Kind::HttpRoute, "product"), Some(DocumentState::Rejected));
+}
+
+/// What a file may hold while people work on it: each document good, wrong or not there.
+fn drafts() -> impl Strategy<Value = Vec<(String, String)>> {
+    let first = SHOP.split("---").next().expect("the first document");
+    let second = SHOP.split("---").nth(1).expect("the second document");
+    let workloads = vec![
+        SHOP.to_owned(),
+        first.to_owned(),
+        second.to_owned(),
+        SHOP.replace("8080", "8081"),
+        SHOP.replace("replicas: 2", "replicas: two"),
+        "{ not: [yaml".to_owned(),
+        String::new(),
+    ];
+    let routes = vec![
+        good_route(),
+        route("{name: product-v2, port: 8080, weigth: 1}"),
+        route("{name: product-v3, port: 8080}"),
+        good_route().replace("/v1\n", "/v9\n"),
+        format!("{}---{}", good_route(), traffic("t", "loadBalancer: {algorithm: roundRobin}")),
+        traffic("t", "loadBalancer: {algorithm: nonsense}"),
+        String::new(),
+    ];
+    let file = |name: &'static str, texts: Vec<String>| {
+        prop::option::weighted(0.9, prop::sample::select(texts))
+            .prop_map(move |text| text.map(|t| (name.to_owned(), t)))
+    };
+    (file("a.yaml", workloads), file("b.yaml", routes)).prop_map(|(a, b)| a.into_iter().chain(b).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_came_before_good_files_lead_to_the_same(edits in prop::collection::vec(drafts(), 0..6)) {
+        let good = || [("a.yaml".to_owned(), SHOP.to_owned()), ("b.yaml".to_owned(), good_route())];
+        let mut fresh = Policy::new("weft.local");
+        fresh.replace_all(good());
+        let mut edited = Policy::new("weft.local");
+        for files in edits {
+            let before = edited.version();
+            let change = edited.replace_all(files);
+            prop_assert_eq!(change.changed.is_empty(), edited.version() == before);
+            // What is in force always compiles, and only what is rejected has errors.
+            let snapshot = compile::everything(&edited, "shop");
+            prop_assert_eq!(snapshot.services().count(), edited.services().count());
+            for status in edited.status() {
+                let wrong = status.diagnostics.iter().any(|found| found.severity == Severity::Error);
+                prop_assert_eq!(wrong, status.state.is_rejected());
+            }
+        }
+        edited.replace_all(good());
+        prop_assert_eq!(edited.diagnostics(), fresh.diagnostics());
+        prop_assert_eq!(edited.version(), fresh.version());
+        prop_assert_eq!(edited.status(), fresh.status());
+    }
+
+    #[test]
+    fn no_text_makes_a_policy_panic(text in "[a-z:{}\\[\\]\\n &*!|>'\"-]{0,200}") {
+        let mut policy = Policy::new("weft.local");
+        policy.replace_file("a.yaml", &text);
+        policy.replace_file("a.yaml", &format!("{SHOP}---\n{text}"));
+    }
 }
