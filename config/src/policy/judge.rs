@@ -1,11 +1,11 @@
 //! Decides which version of each document is in force, and what is wrong with the others.
 
 use super::{
-    DocumentState, DocumentStatus, FileContent, InForce, attachment, enforcement, references,
+    DocumentState, DocumentStatus, FileContent, Held, InForce, attachment, enforcement, references,
     registry::Registry,
 };
 use crate::compile::{self, Findings};
-use crate::document::{Document, DocumentKey, Located};
+use crate::document::{Document, DocumentKey};
 use crate::error::{Diagnostic, Severity};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -60,10 +60,10 @@ impl Judge<'_> {
                 }
             }
         }
-        let mut candidates: BTreeMap<DocumentKey, Vec<&Arc<Located>>> = BTreeMap::new();
+        let mut candidates: BTreeMap<DocumentKey, Vec<&Arc<Held>>> = BTreeMap::new();
         for (file, content) in files {
             for found in &content.documents {
-                let key = found.document.key();
+                let key = found.key.clone();
                 if !failed.contains(&(&**file, &key)) {
                     candidates.entry(key).or_default().push(found);
                 }
@@ -198,7 +198,7 @@ impl Judge<'_> {
         for content in files.values() {
             for found in &content.documents {
                 let place = (found.source.file.clone(), found.source.line);
-                places.entry(found.document.key()).or_insert(place);
+                places.entry(found.key.clone()).or_insert(place);
             }
         }
         let keys: BTreeSet<&DocumentKey> = self.set.keys().chain(self.findings.keys()).collect();

@@ -24,11 +24,35 @@ use resources::Resources;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::Arc,
+    ops::Deref,
+    sync::{Arc, OnceLock},
 };
 
 /// The documents in force, by what makes each the same document across edits.
-type InForce = BTreeMap<DocumentKey, Arc<Located>>;
+type InForce = BTreeMap<DocumentKey, Arc<Held>>;
+
+/// A document as it was read and, once that was wanted, as it goes over the wire: so that a save costs the writing out
+/// of what it changes, not of everything.
+#[derive(Debug)]
+struct Held {
+    located: Located,
+    key: DocumentKey,
+    wire: OnceLock<wire::Document>,
+}
+
+impl Held {
+    fn new(located: Located) -> Self {
+        Self { key: located.document.key(), located, wire: OnceLock::new() }
+    }
+}
+
+impl Deref for Held {
+    type Target = Located;
+
+    fn deref(&self) -> &Located {
+        &self.located
+    }
+}
 
 /// All documents, with the last good version of each.
 #[derive(Debug)]
@@ -46,7 +70,7 @@ pub struct Policy {
 #[derive(Debug, Default)]
 struct FileContent {
     text: String,
-    documents: Vec<Arc<Located>>,
+    documents: Vec<Arc<Held>>,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -148,7 +172,7 @@ impl Policy {
         let parsed = crate::parse::parse(&file, &text);
         let content = FileContent {
             text,
-            documents: parsed.documents.into_iter().map(Arc::new).collect(),
+            documents: parsed.documents.into_iter().map(|found| Arc::new(Held::new(found))).collect(),
             diagnostics: parsed.diagnostics,
         };
         self.files.insert(file.into(), content);
@@ -193,7 +217,7 @@ impl Policy {
 
     /// The documents in force.
     pub fn documents(&self) -> impl Iterator<Item = &Located> {
-        self.in_force.values().map(|found| &**found)
+        self.in_force.values().map(|found| &found.located)
     }
 
     /// A version of everything in force: another one whenever any resource is another.
@@ -265,6 +289,6 @@ impl Policy {
 fn documents_of<'a, T: 'a>(
     in_force: &'a InForce,
     as_kind: impl Fn(&'a Document) -> Option<&'a T> + 'a,
-) -> impl Iterator<Item = (&'a DocumentKey, &'a Arc<Located>, &'a T)> {
+) -> impl Iterator<Item = (&'a DocumentKey, &'a Arc<Held>, &'a T)> {
     in_force.iter().filter_map(move |(key, found)| Some((key, found, as_kind(&found.document)?)))
 }

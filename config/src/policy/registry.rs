@@ -1,6 +1,6 @@
 //! Services and workloads as the documents in force make them: ports, who serves what, fixed endpoints.
 
-use super::{InForce, documents_of};
+use super::{Held, InForce, documents_of};
 use crate::compile;
 use crate::document::endpoint_slice::{AddressType, SliceEndpoint};
 use crate::document::metadata::PortOrName;
@@ -19,7 +19,7 @@ use std::{
 pub(super) struct Registry {
     pub(super) trust_domain: Arc<str>,
     services: BTreeMap<ServiceName, Entry>,
-    workloads: BTreeMap<ServiceName, Arc<Located>>,
+    workloads: BTreeMap<ServiceName, Arc<Held>>,
     /// The services that each workload serves.
     served: BTreeMap<ServiceName, Vec<ServiceName>>,
 }
@@ -31,7 +31,7 @@ struct Entry {
     service: Service,
     /// Names of the workloads that serve it, in its own namespace.
     workloads: Vec<ServiceName>,
-    slices: Vec<Arc<Located>>,
+    slices: Vec<Arc<Held>>,
 }
 
 fn name_of(metadata: &Metadata) -> ServiceName {

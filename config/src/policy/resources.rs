@@ -1,11 +1,15 @@
 //! What sidecars are sent: for each resource the documents it is compiled from, without what is nobody's business.
 
-use super::{InForce, registry::Registry};
+use super::{
+    Held, InForce,
+    attachment::{parents, target_refs},
+    registry::Registry,
+};
 use crate::compile::is_attached;
 use crate::document::mesh_policy::{MeshPolicySpec, Up};
-use crate::document::target::{TargetKind, TargetRef};
+use crate::document::target::TargetKind;
 use crate::document::workload::WorkloadSpec;
-use crate::document::{Document, DocumentKey, Kind, Located, MeshPolicy, Metadata, Service, Workload};
+use crate::document::{Document, DocumentKey, Kind, MeshPolicy, Metadata, Service, Workload};
 use crate::identity::ServiceName;
 use crate::wire;
 use sha2::{Digest, Sha256};
@@ -117,6 +121,20 @@ fn on_the_wire(document: &Document) -> wire::Document {
     wire::Document { kind: document.kind().as_str().to_owned(), json: document.to_json() }
 }
 
+/// A route or a policy without its annotations.
+fn attached_on_the_wire(document: &Document) -> wire::Document {
+    let mut document = document.clone();
+    match &mut document {
+        Document::HttpRoute(route) => route.metadata.annotations.clear(),
+        Document::GrpcRoute(route) => route.metadata.annotations.clear(),
+        Document::TrafficPolicy(policy) => policy.metadata.annotations.clear(),
+        Document::CachePolicy(policy) => policy.metadata.annotations.clear(),
+        Document::AuthorizationPolicy(policy) => policy.metadata.annotations.clear(),
+        _ => {}
+    }
+    on_the_wire(&document)
+}
+
 /// Annotations are notes of other tools, often a whole copy of the document.
 fn without_annotations(service: &Service) -> Service {
     let mut service = service.clone();
@@ -152,18 +170,18 @@ fn mesh(in_force: &InForce, registry: &Registry) -> Document {
 }
 
 /// Documents that are attached to others, ready for the wire.
-struct Attached {
-    documents: BTreeMap<DocumentKey, wire::Document>,
+struct Attached<'a> {
+    documents: BTreeMap<&'a DocumentKey, &'a wire::Document>,
     /// Routes by the services they are attached to.
-    routes: BTreeMap<ServiceName, BTreeSet<DocumentKey>>,
+    routes: BTreeMap<ServiceName, BTreeSet<&'a DocumentKey>>,
     /// Policies by what they target, in their own namespace.
-    policies: HashMap<(TargetKind, ServiceName), BTreeSet<DocumentKey>>,
+    policies: HashMap<(TargetKind, ServiceName), BTreeSet<&'a DocumentKey>>,
     /// AuthorizationPolicies for a whole namespace.
-    whole_namespace: BTreeMap<Arc<str>, BTreeSet<DocumentKey>>,
+    whole_namespace: BTreeMap<Arc<str>, BTreeSet<&'a DocumentKey>>,
 }
 
-impl Attached {
-    fn new(in_force: &InForce) -> Self {
+impl<'a> Attached<'a> {
+    fn new(in_force: &'a InForce) -> Self {
         let mut attached = Self {
             documents: BTreeMap::new(),
             routes: BTreeMap::new(),
@@ -171,42 +189,35 @@ impl Attached {
             whole_namespace: BTreeMap::new(),
         };
         for (key, found) in in_force {
-            attached.add(key, found);
+            if is_attached(key.kind) || key.kind == Kind::AuthorizationPolicy {
+                attached.add(key, found);
+            }
         }
         attached
     }
 
-    fn add(&mut self, key: &DocumentKey, found: &Located) {
-        let mut document = found.document.clone();
-        let (metadata, targets): (&mut Metadata, &[TargetRef]) = match &mut document {
-            Document::HttpRoute(route) => (&mut route.metadata, &[]),
-            Document::GrpcRoute(route) => (&mut route.metadata, &[]),
-            Document::TrafficPolicy(policy) => (&mut policy.metadata, &policy.spec.target_refs),
-            Document::CachePolicy(policy) => (&mut policy.metadata, &policy.spec.target_refs),
-            Document::AuthorizationPolicy(policy) => (&mut policy.metadata, &policy.spec.target_refs),
-            _ => return,
-        };
-        metadata.annotations.clear();
+    fn add(&mut self, key: &'a DocumentKey, found: &'a Held) {
+        let targets = target_refs(&found.document);
         for target in targets {
             let name = ServiceName::new(key.namespace.clone(), target.name.as_str());
-            self.policies.entry((target.kind, name)).or_default().insert(key.clone());
+            self.policies.entry((target.kind, name)).or_default().insert(key);
         }
         if targets.is_empty() && key.kind == Kind::AuthorizationPolicy {
-            self.whole_namespace.entry(key.namespace.clone()).or_default().insert(key.clone());
+            self.whole_namespace.entry(key.namespace.clone()).or_default().insert(key);
         }
-        for parent in super::attachment::parents(&found.document) {
-            self.routes.entry(parent).or_default().insert(key.clone());
+        for parent in parents(&found.document) {
+            self.routes.entry(parent).or_default().insert(key);
         }
-        self.documents.insert(key.clone(), on_the_wire(&document));
+        self.documents.insert(key, found.wire.get_or_init(|| attached_on_the_wire(&found.document)));
     }
 
-    fn targeting(&self, kind: TargetKind, name: &ServiceName) -> impl Iterator<Item = &DocumentKey> {
-        self.policies.get(&(kind, name.clone())).into_iter().flatten()
+    fn targeting(&self, kind: TargetKind, name: &ServiceName) -> impl Iterator<Item = &'a DocumentKey> {
+        self.policies.get(&(kind, name.clone())).into_iter().flatten().copied()
     }
 
     /// Routes on a service, and the policies on it and on those routes.
-    fn to_service(&self, service: &ServiceName) -> Vec<&wire::Document> {
-        let mut keys: BTreeSet<&DocumentKey> = self.routes.get(service).into_iter().flatten().collect();
+    fn to_service(&self, service: &ServiceName) -> Vec<&'a wire::Document> {
+        let mut keys: BTreeSet<&DocumentKey> = self.routes.get(service).cloned().unwrap_or_default();
         let mut policies: BTreeSet<&DocumentKey> = self.targeting(TargetKind::Service, service).collect();
         for route in &keys {
             let kind =
@@ -215,19 +226,19 @@ impl Attached {
                 .extend(self.targeting(kind, &ServiceName::new(route.namespace.clone(), route.name.clone())));
         }
         keys.extend(policies.into_iter().filter(|key| is_attached(key.kind)));
-        keys.into_iter().filter_map(|key| self.documents.get(key)).collect()
+        keys.into_iter().filter_map(|key| self.documents.get(key).copied()).collect()
     }
 
     /// AuthorizationPolicies on a workload, on what it serves, and on its whole namespace.
-    fn to_workload(&self, workload: &ServiceName, serves: &[ServiceName]) -> Vec<&wire::Document> {
+    fn to_workload(&self, workload: &ServiceName, serves: &[ServiceName]) -> Vec<&'a wire::Document> {
         let mut keys: BTreeSet<&DocumentKey> =
-            self.whole_namespace.get(&workload.namespace).into_iter().flatten().collect();
+            self.whole_namespace.get(&workload.namespace).cloned().unwrap_or_default();
         keys.extend(self.targeting(TargetKind::Workload, workload));
         for service in serves {
             keys.extend(self.targeting(TargetKind::Service, service));
         }
         keys.retain(|key| key.kind == Kind::AuthorizationPolicy);
-        keys.into_iter().filter_map(|key| self.documents.get(key)).collect()
+        keys.into_iter().filter_map(|key| self.documents.get(key).copied()).collect()
     }
 }
 
