@@ -2,6 +2,8 @@
 
 use bytes::{Buf, BytesMut};
 use std::{
+    any::Any,
+    cell::RefCell,
     io,
     pin::Pin,
     task::{Context, Poll},
@@ -11,11 +13,18 @@ use tokio::{
     net::TcpStream,
 };
 
+thread_local! {
+    /// One read buffer for all connections of a worker that wait for their first bytes.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; 16 * 1024].into_boxed_slice());
+}
+
 /// A connection. An enum and not a trait object: the request path is compiled once and calls are direct.
 pub(crate) struct Io {
     /// Bytes that were read to find out the protocol and belong in front of what comes next.
     prefix: BytesMut,
     stream: Stream,
+    /// What is to last as long as the connection: counts of open connections.
+    held: Option<Box<dyn Any>>,
 }
 
 enum Stream {
@@ -43,23 +52,23 @@ impl Rewound {
 impl Io {
     /// A plain TCP connection.
     pub(crate) fn plain(stream: TcpStream) -> Self {
-        Self { prefix: BytesMut::new(), stream: Stream::Plain(stream) }
+        Self { prefix: BytesMut::new(), stream: Stream::Plain(stream), held: None }
     }
 
     /// The accepting side of TLS.
     pub(crate) fn tls_server(stream: tokio_rustls::server::TlsStream<Rewound>) -> Self {
-        Self { prefix: BytesMut::new(), stream: Stream::Server(Box::new(stream)) }
+        Self { prefix: BytesMut::new(), stream: Stream::Server(Box::new(stream)), held: None }
     }
 
     /// The connecting side of TLS.
     pub(crate) fn tls_client(stream: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
-        Self { prefix: BytesMut::new(), stream: Stream::Client(Box::new(stream)) }
+        Self { prefix: BytesMut::new(), stream: Stream::Client(Box::new(stream)), held: None }
     }
 
     /// One end of an in-memory pipe.
     #[cfg(test)]
     pub(crate) fn memory(stream: tokio::io::DuplexStream) -> Self {
-        Self { prefix: BytesMut::new(), stream: Stream::Memory(stream) }
+        Self { prefix: BytesMut::new(), stream: Stream::Memory(stream), held: None }
     }
 
     /// Puts bytes back in front of the stream. Must not be called while earlier ones are left.
@@ -71,6 +80,35 @@ impl Io {
     /// Takes the bytes that were put back, for a reader with a buffer of its own.
     pub(crate) fn take_prefix(&mut self) -> BytesMut {
         std::mem::take(&mut self.prefix)
+    }
+
+    /// Reads once and appends what came to `into`; 0 at the end of the stream. Waiting costs no buffer.
+    pub(crate) async fn fill(&mut self, into: &mut BytesMut) -> io::Result<usize> {
+        std::future::poll_fn(|cx| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let mut buf = ReadBuf::new(scratch);
+                std::task::ready!(Pin::new(&mut *self).poll_read(cx, &mut buf))?;
+                into.extend_from_slice(buf.filled());
+                Poll::Ready(Ok(buf.filled().len()))
+            })
+        })
+        .await
+    }
+
+    /// Keeps `what` until the connection is gone, with what it keeps already.
+    pub(crate) fn hold(&mut self, what: impl Any) {
+        self.held = match self.held.take() {
+            None => Some(Box::new(what)),
+            Some(held) => Some(Box::new((held, what))),
+        };
+    }
+
+    /// The TCP stream itself, if that is all there is.
+    pub(crate) fn into_plain(self) -> Option<TcpStream> {
+        match self.stream {
+            Stream::Plain(stream) if self.prefix.is_empty() => Some(stream),
+            _ => None,
+        }
     }
 
     /// True if the bytes travel encrypted.

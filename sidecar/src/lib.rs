@@ -1,14 +1,32 @@
 //! The data plane: everything between an application and the mesh, as a library so that tests can run it in process.
+//!
+//! A connection is accepted by `listener`, becomes requests in `http1` or `http2`, and each request is one function:
+//! `outbound` for calls of our application, `inbound` for calls to it.
 
 mod admin;
 mod body;
+mod bootstrap;
+mod connect_request;
+mod context;
 mod drain;
 mod error;
 mod exchange;
 mod http1;
 mod http2;
+mod inbound;
 mod io;
+mod listener;
+mod live;
+mod outbound;
 mod policy;
+mod redirect;
+mod settings;
 mod tcp;
 mod telemetry;
 mod tls;
+mod upstream;
+mod worker;
+mod worker_thread;
+
+pub use bootstrap::{Addresses, Sidecar, run};
+pub use settings::{AppPort, Settings};

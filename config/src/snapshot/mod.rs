@@ -463,7 +463,7 @@ pub struct Served {
 }
 
 /// A local listener whose every connection goes to one service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UpstreamListener {
     /// Where to listen; loopback unless the document says otherwise.
     pub listen: SocketAddr,

@@ -1,6 +1,7 @@
 //! The limits and times of an HTTP/2 connection, the same for both ends unless said otherwise.
 
 use std::time::Duration;
+use weft_config::snapshot::Limits;
 
 /// How one HTTP/2 connection is run.
 #[derive(Clone, Debug)]
@@ -44,6 +45,19 @@ impl Default for Settings {
             keepalive_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
             http1_messages: false,
+        }
+    }
+}
+
+impl From<&Limits> for Settings {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            max_streams: limits.streams,
+            max_header_bytes: limits.header_bytes,
+            max_headers: limits.header_count,
+            handshake_timeout: limits.handshake_timeout,
+            idle_timeout: limits.idle_timeout,
+            ..Self::default()
         }
     }
 }

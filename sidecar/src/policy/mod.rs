@@ -220,12 +220,6 @@ impl Handle {
         }
     }
 
-    /// Notes that a service is in use, so that it stays subscribed to. Takes a read lock and a hash: a worker better
-    /// keeps [`usage`](Self::usage) beside what else it has of the service.
-    pub(crate) fn touch(&self, service: &ServiceName) {
-        self.shared.tables.mark(service);
-    }
-
     /// The mark of a service that the snapshot has, to be made on every use for the price of one load. It stays the
     /// service's own until the service leaves the snapshot.
     pub(crate) fn usage(&self, service: &ServiceName) -> Option<Arc<Used>> {

@@ -14,4 +14,4 @@ pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod trace;
 
-pub(crate) use metrics::{Metrics, Shard};
+pub(crate) use metrics::Metrics;

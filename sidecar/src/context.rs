@@ -1,0 +1,323 @@
+//! One call from its first byte to its last: who, where to, how it went, and the record of it when it ends.
+
+use crate::{
+    body::Body,
+    error::{Error, Kind},
+    telemetry::{
+        access_log::{self, Detail, Entry},
+        metrics::{Direction, Series},
+        trace::{RequestId, Trace},
+    },
+    upstream::InFlight,
+    worker::Worker,
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use std::{
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+use weft_config::snapshot::Mesh;
+
+/// A call under way. Dropped without an answer, it is recorded as gone.
+pub(crate) struct Call {
+    worker: Rc<Worker>,
+    mesh: Arc<Mesh>,
+    direction: Direction,
+    started: Instant,
+    pub(crate) trace: Trace,
+    pub(crate) request_id: RequestId,
+    pub(crate) grpc: bool,
+    is_head: bool,
+    /// Where it is counted, once that is known.
+    pub(crate) series: Option<Arc<Series>>,
+    /// Holds the endpoint's place in flight until the answer is through.
+    pub(crate) flight: Option<InFlight>,
+    pub(crate) attempts: u32,
+    pub(crate) upstream_time: Duration,
+    /// What only the access log wants; `None` while it is off.
+    log: Option<Box<Detail>>,
+    error: Option<Kind>,
+    status: u16,
+    grpc_status: Option<u16>,
+    bytes_out: u64,
+    recorded: bool,
+}
+
+impl Call {
+    /// Begins a call: continues or starts its trace, and writes both ids into the headers that travel on.
+    pub(crate) fn begin(
+        worker: &Rc<Worker>,
+        mesh: &Arc<Mesh>,
+        direction: Direction,
+        request: &mut http::Request<Body>,
+    ) -> Self {
+        let headers = request.headers_mut();
+        let trace = Trace::from_headers(headers, mesh.trace_sampling);
+        trace.write(headers);
+        let request_id = RequestId::ensure(headers);
+        let grpc = is_grpc(headers);
+        let log = access_log::is_on(&mesh.access_log).then(|| {
+            Box::new(Detail {
+                method: request.method().to_string(),
+                path: request.uri().path().to_owned(),
+                host: authority(request).unwrap_or_default().to_owned(),
+                downstream: match request.version() {
+                    http::Version::HTTP_2 => "http2",
+                    http::Version::HTTP_10 => "http1.0",
+                    _ => "http1.1",
+                },
+                ..Detail::default()
+            })
+        });
+        Self {
+            worker: worker.clone(),
+            mesh: mesh.clone(),
+            direction,
+            started: Instant::now(),
+            trace,
+            request_id,
+            grpc,
+            is_head: request.method() == Method::HEAD,
+            series: None,
+            flight: None,
+            attempts: 0,
+            upstream_time: Duration::ZERO,
+            log,
+            error: None,
+            status: 0,
+            grpc_status: None,
+            bytes_out: 0,
+            recorded: false,
+        }
+    }
+
+    /// When the call began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Notes something for the access log, if it is on.
+    pub(crate) fn note(&mut self, note: impl FnOnce(&mut Detail)) {
+        if let Some(log) = &mut self.log {
+            note(log);
+        }
+    }
+
+    /// Ends the call with an answer of the upstream, or with one of our own. The record is written when the body is
+    /// through.
+    pub(crate) fn answer(mut self, outcome: Result<Response<Body>, Error>) -> Response<Body> {
+        let response = outcome.unwrap_or_else(|error| {
+            self.error = Some(error.kind);
+            self.worker.shard.error(error.kind);
+            tracing::debug!(trace = %self.trace.id(), %error, "answered with an error of our own");
+            answer(&error, self.grpc)
+        });
+        self.status = response.status().as_u16();
+        self.grpc_status = if self.grpc { grpc_status(response.headers()) } else { None };
+        let bodiless = self.is_head || matches!(self.status, 204 | 304);
+        let (head, body) = response.into_parts();
+        match body {
+            Body::Empty => {
+                self.record();
+                Response::from_parts(head, Body::Empty)
+            }
+            Body::Tunnel(io) => {
+                // A tunnel may last for days; what is counted is how it was set up.
+                self.record();
+                Response::from_parts(head, Body::Tunnel(io))
+            }
+            body if bodiless => {
+                self.record();
+                Response::from_parts(head, body)
+            }
+            body => {
+                Response::from_parts(head, Body::Recorded(Box::new(Recorded { inner: body, call: self })))
+            }
+        }
+    }
+
+    fn record(&mut self) {
+        if std::mem::replace(&mut self.recorded, true) {
+            return;
+        }
+        self.flight = None;
+        let took = self.started.elapsed();
+        if let Some(series) = &self.series {
+            series.record(self.worker.shard.worker(), self.status, self.grpc_status, took);
+        }
+        if let Some(detail) = self.log.take()
+            && access_log::wants(&self.mesh.access_log, self.status, fastrand::f64())
+        {
+            self.worker.shared.access_log.write(Entry {
+                direction: self.direction,
+                status: self.status,
+                grpc_status: self.grpc_status,
+                error: self.error,
+                bytes_out: self.bytes_out,
+                duration: took,
+                upstream: self.upstream_time,
+                attempts: self.attempts,
+                trace: &self.trace,
+                request_id: &self.request_id,
+                detail: &detail,
+            });
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.recorded {
+            if self.status == 0 {
+                self.status = Kind::Gone.row().status.as_u16();
+            }
+            self.error.get_or_insert(Kind::Gone);
+            self.worker.shard.error(Kind::Gone);
+            self.record();
+        }
+    }
+}
+
+/// A response body that records its call when it is through.
+pub(crate) struct Recorded {
+    inner: Body,
+    call: Call,
+}
+
+impl HttpBody for Recorded {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let frame = std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.call.bytes_out += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref().filter(|_| this.call.grpc) {
+                    this.call.grpc_status = grpc_status(trailers).or(this.call.grpc_status);
+                }
+                if this.inner.is_end_stream() {
+                    this.call.record();
+                }
+            }
+            Some(Err(error)) => {
+                this.call.error = Some(error.kind);
+                this.call.worker.shard.error(error.kind);
+                this.call.record();
+            }
+            None => this.call.record(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// The answer that the sidecar itself gives: one line for a person, `weft-error` for a program; gRPC callers get a
+/// trailers-only response.
+pub(crate) fn answer(error: &Error, grpc: bool) -> Response<Body> {
+    let row = error.kind.row();
+    let mut response = Response::new(Body::Empty);
+    let headers = response.headers_mut();
+    headers.insert(WEFT_ERROR, HeaderValue::from_static(row.name));
+    if grpc {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(row.grpc_status)));
+        if let Ok(message) = HeaderValue::from_str(&grpc_message(&format!("weft: {error}"))) {
+            headers.insert(GRPC_MESSAGE, message);
+        }
+        return response;
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    *response.status_mut() = row.status;
+    *response.body_mut() = Body::full(format!("weft: {error}\n"));
+    response
+}
+
+pub(crate) const WEFT_ERROR: header::HeaderName = header::HeaderName::from_static("weft-error");
+const GRPC_STATUS: header::HeaderName = header::HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: header::HeaderName = header::HeaderName::from_static("grpc-message");
+
+/// True for gRPC in any of its content types.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|v| {
+        let rest = v.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|r| matches!(r.first(), None | Some(b'+' | b';')))
+    })
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+/// Percent-encodes as the gRPC protocol asks for `grpc-message`.
+fn grpc_message(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if matches!(byte, b' '..=b'~') && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// The host that a request names: of its target if it has one, else its `Host` field.
+pub(crate) fn authority(request: &http::Request<Body>) -> Option<&str> {
+    match request.uri().authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers().get(header::HOST)?.to_str().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_say_what_happened_to_people_and_programs() {
+        let error = Error::new(Kind::NoEndpoint, "shop/cart:8080 has no endpoint; see /clusters");
+        let response = answer(&error, false);
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()[WEFT_ERROR], "no_endpoint");
+        let Body::Full(body) = response.into_body() else { panic!("has a body") };
+        assert_eq!(body, "weft: no_endpoint: shop/cart:8080 has no endpoint; see /clusters\n");
+    }
+
+    #[test]
+    fn grpc_errors_are_trailers_only() {
+        let response = answer(&Error::new(Kind::Timeout, "100 % late\n"), true);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], "4");
+        assert_eq!(response.headers()["grpc-message"], "weft: timeout: 100 %25 late%0A");
+        assert!(response.body().is_end_stream());
+    }
+
+    #[test]
+    fn grpc_is_told_by_content_type() {
+        let with = |v: &'static str| {
+            let mut h = HeaderMap::new();
+            h.insert(header::CONTENT_TYPE, HeaderValue::from_static(v));
+            is_grpc(&h)
+        };
+        assert!(with("application/grpc") && with("application/grpc+proto") && with("application/grpc; x=y"));
+        assert!(!with("application/grpc-web") && !with("application/json"));
+    }
+}

@@ -1,0 +1,153 @@
+//! The inbound direction: a peer calls our application.
+
+use crate::{
+    body::Body,
+    context::Call,
+    error::{Error, Kind},
+    exchange::{Back, Handler},
+    http1,
+    live::Live,
+    outbound::{normalise, strip_own},
+    telemetry::metrics::{Direction, Series, SeriesKey},
+    upstream::Endpoint,
+    worker::Worker,
+};
+use http::{Method, Request, Response, Version, header};
+use std::{rc::Rc, sync::Arc, time::Instant};
+use tokio::time::timeout;
+use weft_config::{
+    identity::SpiffeId,
+    snapshot::{Decision, Served},
+};
+
+/// Requests that came in over one connection of one peer for one served port.
+pub(crate) struct Inbound {
+    worker: Rc<Worker>,
+    peer: Option<SpiffeId>,
+    served: Served,
+    app: Rc<Endpoint>,
+    series: Arc<Series>,
+}
+
+impl Inbound {
+    /// What every request of the connection shares.
+    pub(crate) fn new(worker: Rc<Worker>, peer: Option<SpiffeId>, served: Served) -> Self {
+        let series = worker.metrics().series(SeriesKey {
+            direction: Direction::Inbound,
+            service: served.service.to_string().into(),
+            route: "".into(),
+            backend: worker.shared.settings.workload.as_str().into(),
+            mtls: peer.is_some(),
+        });
+        let app = worker.app(&served);
+        Self { worker, peer, served, app, series }
+    }
+
+    /// One inbound request, top to bottom.
+    async fn call(
+        &self,
+        live: &Rc<Live>,
+        call: &mut Call,
+        mut request: Request<Body>,
+        back: &dyn Back,
+    ) -> Result<Response<Body>, Error> {
+        let tunnel = self.prepare(&mut request)?;
+        self.authorize(live, request.method(), request.uri().path())?;
+        let limits = &live.snapshot.mesh.limits;
+        call.flight = Some(self.app.begin());
+        call.attempts = 1;
+        let attempt = crate::upstream::Attempt {
+            connector: &self.worker.connector,
+            limits,
+            declared: self.served.protocol,
+            caller_is_http2: request.version() == Version::HTTP_2,
+            tunnel,
+            back,
+        };
+        let wire = self.app.wire(&attempt);
+        call.note(|log| (log.endpoint, log.wire) = (Some(self.app.place.address), wire.as_str()));
+        let begun = Instant::now();
+        // How long a request may take is its caller's to say, who cancels it by going away; this only bounds the wait.
+        let outcome = timeout(limits.idle_timeout, self.app.exchange(wire, request, &attempt)).await;
+        call.upstream_time = begun.elapsed();
+        let response = match outcome {
+            Ok(Ok(response)) => response,
+            Ok(Err(failed)) => return Err(failed.error),
+            Err(_) => return Err(Error::after_send(Kind::Timeout, "the application did not answer")),
+        };
+        Ok(finish(response, tunnel))
+    }
+
+    /// Brings a request into the form that authorization and the application see: one path form, no hop-by-hop fields,
+    /// none of our own names from outside the mesh. Says whether it wants a connection of its own.
+    fn prepare(&self, request: &mut Request<Body>) -> Result<bool, Error> {
+        let upgrade = request.version() != Version::HTTP_2 && request.headers().contains_key(header::UPGRADE);
+        let tunnel = upgrade || request.method() == Method::CONNECT;
+        http1::strip_hop_by_hop(request.headers_mut(), upgrade);
+        if self.peer.is_none() {
+            strip_own(request.headers_mut());
+        }
+        if request.method() != Method::CONNECT {
+            normalise(request)?;
+        }
+        Ok(tunnel)
+    }
+
+    /// Says whether this peer may make this call.
+    fn authorize(&self, live: &Live, method: &Method, path: &str) -> Result<(), Error> {
+        let Some(workload) = &live.snapshot.workload else { return Ok(()) };
+        let domain = &live.snapshot.mesh.trust_domain;
+        self.judge(workload.authorization.decide(self.peer.as_ref(), domain, method, path, self.served.port))
+    }
+
+    /// Says whether this peer may open an opaque connection: rules about methods and paths cannot allow it.
+    pub(crate) fn authorize_connection(&self, live: &Live) -> Result<(), Error> {
+        let Some(workload) = &live.snapshot.workload else { return Ok(()) };
+        let domain = &live.snapshot.mesh.trust_domain;
+        self.judge(workload.authorization.decide_connection(self.peer.as_ref(), domain, self.served.port))
+    }
+
+    fn judge(&self, decision: Decision) -> Result<(), Error> {
+        let Decision::Deny(rule) = decision else { return Ok(()) };
+        self.worker.shard.authorization_denied(&rule);
+        let caller =
+            self.peer.as_ref().map_or_else(|| "a caller without identity".into(), ToString::to_string);
+        Err(Error::new(Kind::Forbidden, format!("{caller} may not call this: {rule}")))
+    }
+
+    /// The application behind this port.
+    pub(crate) fn app(&self) -> &Rc<Endpoint> {
+        &self.app
+    }
+
+    /// The served port.
+    pub(crate) fn served(&self) -> &Served {
+        &self.served
+    }
+}
+
+impl Handler for Inbound {
+    async fn handle(&self, mut request: Request<Body>, back: &dyn Back) -> Response<Body> {
+        let live = self.worker.live();
+        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Inbound, &mut request);
+        call.series = Some(self.series.clone());
+        call.note(|log| {
+            log.service = self.served.service.to_string();
+            log.peer = self.peer.clone();
+        });
+        let outcome = self.call(&live, &mut call, request, back).await;
+        call.answer(outcome)
+    }
+
+    fn refuse(&self, error: Error) -> Response<Body> {
+        self.worker.shard.error(error.kind);
+        crate::context::answer(&error, false)
+    }
+}
+
+/// The application's response as it goes back; it cannot speak in the sidecar's name.
+fn finish(mut response: Response<Body>, tunnel: bool) -> Response<Body> {
+    http1::strip_hop_by_hop(response.headers_mut(), tunnel);
+    strip_own(response.headers_mut());
+    response
+}

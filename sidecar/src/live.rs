@@ -1,0 +1,203 @@
+//! A snapshot as one worker uses it: every name resolved to a cluster and a metric series, so that a request looks up
+//! its host once and nothing else.
+
+use crate::{
+    policy,
+    telemetry::metrics::{Direction, Series, SeriesKey},
+    upstream::Cluster,
+    worker::Worker,
+};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
+use weft_config::{
+    identity::ServiceName,
+    snapshot::{Action, Port, Rule, Service, Snapshot},
+};
+
+/// Hosts remembered per snapshot and worker. Real meshes call dozens; a flood of invented names must not grow memory.
+const HOSTS: usize = 4096;
+
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// One worker's view of one snapshot.
+pub(crate) struct Live {
+    pub(crate) snapshot: Arc<Snapshot>,
+    hosts: RefCell<Map<Box<str>, Rc<LivePort>>>,
+    ports: RefCell<Map<(ServiceName, u16), Rc<LivePort>>>,
+}
+
+/// One service port, ready for requests.
+pub(crate) struct LivePort {
+    service: Arc<Service>,
+    index: usize,
+    /// The service's own endpoints: where requests go when it has no routes at all.
+    pub(crate) own: LiveBackend,
+    /// In the order of the port's rules.
+    pub(crate) rules: Vec<LiveRule>,
+    /// For requests that no rule takes.
+    pub(crate) unrouted: Arc<Series>,
+    /// Says that the service is in use, so that it stays subscribed to.
+    used: Option<Arc<policy::Used>>,
+}
+
+/// One rule's runtime side.
+pub(crate) struct LiveRule {
+    /// In the order of the rule's backends.
+    pub(crate) backends: Vec<LiveBackend>,
+    /// For answers that no backend gave: redirects, invalid references.
+    pub(crate) series: Arc<Series>,
+}
+
+/// One backend's runtime side.
+#[derive(Clone)]
+pub(crate) struct LiveBackend {
+    pub(crate) cluster: Rc<Cluster>,
+    mtls: Arc<Series>,
+    plain: Arc<Series>,
+}
+
+impl LiveBackend {
+    /// The series of requests that go to an endpoint with or without mTLS.
+    pub(crate) fn series(&self, mtls: bool) -> &Arc<Series> {
+        if mtls { &self.mtls } else { &self.plain }
+    }
+}
+
+impl LivePort {
+    /// The compiled port.
+    pub(crate) fn port(&self) -> &Port {
+        &self.service.ports[self.index]
+    }
+
+    /// The compiled rule of this index.
+    pub(crate) fn rule(&self, index: usize) -> &Rule {
+        &self.port().rules[index]
+    }
+
+    /// The service's name.
+    pub(crate) fn name(&self) -> &ServiceName {
+        &self.service.name
+    }
+
+    /// Notes that a request came: one load, and a store about once a minute.
+    pub(crate) fn mark_used(&self) {
+        if let Some(used) = &self.used {
+            used.mark();
+        }
+    }
+}
+
+impl Live {
+    /// The view of `snapshot`; what has not changed since `before` is carried over.
+    pub(crate) fn new(snapshot: Arc<Snapshot>, before: Option<&Self>) -> Self {
+        let mut ports = Map::default();
+        if let Some(before) = before {
+            for (key, port) in before.ports.borrow().iter() {
+                let same = snapshot.service(&key.0).is_some_and(|s| Arc::ptr_eq(s, &port.service));
+                if same {
+                    ports.insert(key.clone(), port.clone());
+                }
+            }
+        }
+        Self { snapshot, hosts: RefCell::default(), ports: RefCell::new(ports) }
+    }
+
+    /// The port that `authority` (`host` or `host:port`) names for a caller in the worker's namespace.
+    pub(crate) fn by_authority(&self, worker: &Worker, authority: &str) -> Option<Rc<LivePort>> {
+        if let Some(port) = self.hosts.borrow().get(authority) {
+            return Some(port.clone());
+        }
+        let (host, port) = split_authority(authority)?;
+        let service = self.snapshot.host(host, worker.namespace())?.name.clone();
+        let found = self.by_service(worker, &service, port.unwrap_or(80))?;
+        let mut hosts = self.hosts.borrow_mut();
+        if hosts.len() >= HOSTS {
+            hosts.clear();
+        }
+        hosts.insert(authority.into(), found.clone());
+        Some(found)
+    }
+
+    /// The port of this number of this service.
+    pub(crate) fn by_service(&self, worker: &Worker, name: &ServiceName, port: u16) -> Option<Rc<LivePort>> {
+        let key = (name.clone(), port);
+        if let Some(found) = self.ports.borrow().get(&key) {
+            return Some(found.clone());
+        }
+        let service = self.snapshot.service(name)?;
+        let index = service.ports.iter().position(|p| p.port == port)?;
+        let made = Rc::new(self.resolve(worker, service, index));
+        self.ports.borrow_mut().insert(key, made.clone());
+        Some(made)
+    }
+
+    fn resolve(&self, worker: &Worker, service: &Arc<Service>, index: usize) -> LivePort {
+        let port = &service.ports[index];
+        let label: Arc<str> = service.name.to_string().into();
+        let series = |route: &Arc<str>, backend: &str, mtls: bool| {
+            worker.metrics().series(SeriesKey {
+                direction: Direction::Outbound,
+                service: label.clone(),
+                route: route.clone(),
+                backend: backend.into(),
+                mtls,
+            })
+        };
+        let backend = |route: &Arc<str>, name: &ServiceName, port: u16| {
+            let to = name.to_string();
+            LiveBackend {
+                cluster: worker.cluster(&self.snapshot, name, port),
+                mtls: series(route, &to, true),
+                plain: series(route, &to, false),
+            }
+        };
+        let none: Arc<str> = "".into();
+        LivePort {
+            own: backend(&none, &service.name, port.port),
+            rules: port
+                .rules
+                .iter()
+                .map(|rule| LiveRule {
+                    backends: match &rule.action {
+                        Action::Forward(backends) => {
+                            backends.list.iter().map(|b| backend(&rule.name, &b.service, b.port)).collect()
+                        }
+                        Action::Redirect(_) => Vec::new(),
+                    },
+                    series: series(&rule.name, "", false),
+                })
+                .collect(),
+            unrouted: series(&none, "", false),
+            service: service.clone(),
+            index,
+            used: worker.shared.policy.get().and_then(|p| p.usage(&service.name)),
+        }
+    }
+}
+
+/// Splits `host`, `host:port`, `[v6]` and `[v6]:port`.
+pub(crate) fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
+    let after_bracket = authority.rfind(']').map_or(0, |i| i + 1);
+    match authority[after_bracket..].rfind(':') {
+        Some(colon) => {
+            let colon = after_bracket + colon;
+            let port = authority[colon + 1..].parse().ok()?;
+            Some((&authority[..colon], Some(port)))
+        }
+        None => Some((authority, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_split_at_the_port() {
+        assert_eq!(split_authority("a"), Some(("a", None)));
+        assert_eq!(split_authority("a:80"), Some(("a", Some(80))));
+        assert_eq!(split_authority("[::1]:80"), Some(("[::1]", Some(80))));
+        assert_eq!(split_authority("[::1]"), Some(("[::1]", None)));
+        assert_eq!(split_authority("a:x"), None);
+        assert_eq!(split_authority("a:99999"), None);
+    }
+}

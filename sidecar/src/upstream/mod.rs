@@ -1,0 +1,12 @@
+//! Everything that is known about where requests go: clusters of endpoints, who is picked, and the connections kept to
+//! them. Worker-local, keyed by name, and older than any snapshot.
+
+pub(crate) mod balancer;
+pub(crate) mod cluster;
+mod connect;
+mod endpoint;
+mod protocol;
+
+pub(crate) use cluster::Cluster;
+pub(crate) use connect::Connector;
+pub(crate) use endpoint::{Attempt, Endpoint, InFlight};

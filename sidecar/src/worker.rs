@@ -1,0 +1,286 @@
+//! One worker thread's state: its view of policy, its clusters and connections, its share of the metrics.
+
+use crate::{
+    drain::Drain,
+    error::{Error, Kind},
+    live::Live,
+    policy,
+    settings::Settings,
+    telemetry::{
+        access_log::AccessLog,
+        log::Level,
+        metrics::{Metrics, ServiceSeries, Shard},
+    },
+    tls::Tls,
+    upstream::{Cluster, Connector, Endpoint},
+};
+use arc_swap::ArcSwap;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use weft_config::{
+    identity::ServiceName,
+    snapshot::{AppProtocol, Endpoint as Place, Port, Served, Snapshot, Traffic},
+};
+
+/// Names outside the registry whose addresses a worker remembers.
+const EXTERNAL: usize = 256;
+/// How long such addresses are good for.
+const EXTERNAL_TTL: Duration = Duration::from_secs(30);
+
+/// What all workers and the control thread share.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) tls: Arc<Tls>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) access_log: AccessLog,
+    /// How much is logged; `None` when an embedding program logs for itself.
+    pub(crate) log_level: Option<Level>,
+    snapshot: ArcSwap<Snapshot>,
+    /// Grows with every swap: a worker compares one number per request.
+    generation: AtomicU64,
+    changed: tokio::sync::watch::Sender<u64>,
+    /// Set once policy has a source.
+    pub(crate) policy: OnceLock<policy::Handle>,
+    /// Connections and requests that are open, over all workers.
+    pub(crate) open: AtomicUsize,
+    /// Addresses that this process itself listens on: calls that lead back here would loop.
+    pub(crate) own_addresses: OnceLock<Vec<SocketAddr>>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        settings: Settings,
+        tls: Arc<Tls>,
+        metrics: Arc<Metrics>,
+        access_log: AccessLog,
+        log_level: Option<Level>,
+    ) -> Self {
+        Self {
+            settings,
+            tls,
+            metrics,
+            access_log,
+            log_level,
+            snapshot: ArcSwap::default(),
+            generation: AtomicU64::new(0),
+            changed: tokio::sync::watch::channel(0).0,
+            policy: OnceLock::new(),
+            open: AtomicUsize::new(0),
+            own_addresses: OnceLock::new(),
+        }
+    }
+
+    /// Puts a new snapshot in force for all workers.
+    pub(crate) fn publish(&self, snapshot: Arc<Snapshot>) {
+        self.snapshot.store(snapshot);
+        let generation = self.generation.fetch_add(1, Ordering::Release) + 1;
+        self.changed.send_replace(generation);
+    }
+
+    /// The snapshot in force.
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Tells of every new snapshot.
+    pub(crate) fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+/// One worker.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) shard: Shard,
+    pub(crate) connector: Connector,
+    pub(crate) drain: Rc<Drain>,
+    live: RefCell<Rc<Live>>,
+    seen: Cell<u64>,
+    clusters: RefCell<HashMap<(ServiceName, u16), Rc<Cluster>, foldhash::fast::RandomState>>,
+    external: RefCell<HashMap<Box<str>, (Instant, Rc<Cluster>), foldhash::fast::RandomState>>,
+    apps: RefCell<Vec<(Served, Rc<Endpoint>)>>,
+    /// Connections that peers and the application hold to this worker.
+    pub(crate) connections: Cell<usize>,
+}
+
+impl Worker {
+    pub(crate) fn new(shared: Arc<Shared>, index: usize) -> Self {
+        let shard = Shard::new(shared.metrics.clone(), index);
+        let snapshot = shared.snapshot();
+        Self {
+            connector: Connector { tls: shared.tls.clone(), shard: shard.clone() },
+            shard,
+            drain: Rc::new(Drain::default()),
+            seen: Cell::new(shared.generation.load(Ordering::Acquire)),
+            live: RefCell::new(Rc::new(Live::new(snapshot, None))),
+            clusters: RefCell::default(),
+            external: RefCell::default(),
+            apps: RefCell::default(),
+            connections: Cell::new(0),
+            shared,
+        }
+    }
+
+    /// The policy in force, as this worker sees it. One atomic load when nothing changed.
+    pub(crate) fn live(&self) -> Rc<Live> {
+        let generation = self.shared.generation.load(Ordering::Acquire);
+        if generation != self.seen.get() {
+            self.seen.set(generation);
+            self.refresh();
+        }
+        self.live.borrow().clone()
+    }
+
+    fn refresh(&self) {
+        let snapshot = self.shared.snapshot();
+        let now = Instant::now();
+        self.clusters.borrow_mut().retain(|(name, port), cluster| {
+            let found = snapshot.service(name).and_then(|s| s.port(*port));
+            if let Some(port) = found {
+                cluster.update(port, now);
+            }
+            // A cluster that some request or route still holds lives on until they let go of it.
+            found.is_some() || Rc::strong_count(cluster) > 1
+        });
+        let live = Live::new(snapshot, Some(&self.live.borrow()));
+        self.live.replace(Rc::new(live));
+    }
+
+    /// Asks the control plane for a service that is not known yet, and gives what is known then. Bounded in time. Fails
+    /// if nobody could say: a call meant for the mesh must not leave it because the control plane is away.
+    pub(crate) async fn ask_for(&self, service: ServiceName) -> Result<Rc<Live>, Error> {
+        if let Some(policy) = self.shared.policy.get() {
+            let name = service.to_string();
+            if policy.want(service).await == policy::Found::Unavailable {
+                return Err(Error::new(
+                    Kind::NoEndpoint,
+                    format!(
+                        "{name} is not known here, and the control plane did not tell in time; see /config_dump"
+                    ),
+                ));
+            }
+        }
+        Ok(self.live())
+    }
+
+    /// The cluster of a service port, made when first asked for.
+    pub(crate) fn cluster(&self, snapshot: &Snapshot, name: &ServiceName, port: u16) -> Rc<Cluster> {
+        let key = (name.clone(), port);
+        if let Some(cluster) = self.clusters.borrow().get(&key) {
+            return cluster.clone();
+        }
+        let cluster = Rc::new(Cluster::new(name.clone(), port, self.metrics().service(&name.to_string())));
+        if let Some(port) = snapshot.service(name).and_then(|s| s.port(port)) {
+            cluster.update(port, Instant::now());
+        }
+        self.clusters.borrow_mut().insert(key, cluster.clone());
+        cluster
+    }
+
+    /// A cluster for a host outside the registry, if its addresses are fresh.
+    pub(crate) fn external(&self, authority: &str) -> Option<Rc<Cluster>> {
+        let external = self.external.borrow();
+        let (since, cluster) = external.get(authority)?;
+        (since.elapsed() < EXTERNAL_TTL).then(|| cluster.clone())
+    }
+
+    /// Remembers where a host outside the registry is.
+    pub(crate) fn learn_external(
+        &self,
+        authority: &str,
+        port: u16,
+        addresses: Vec<SocketAddr>,
+    ) -> Rc<Cluster> {
+        let now = Instant::now();
+        let mut external = self.external.borrow_mut();
+        if external.len() >= EXTERNAL && !external.contains_key(authority) {
+            let oldest = external.iter().min_by_key(|(_, (since, _))| *since).map(|(name, _)| name.clone());
+            if let Some(oldest) = oldest {
+                external.remove(&oldest);
+            }
+        }
+        let cluster = external.get(authority).map_or_else(
+            || Rc::new(Cluster::new(ServiceName::new("", authority), port, self.passthrough())),
+            |(_, c)| c.clone(),
+        );
+        let endpoints = addresses
+            .into_iter()
+            .map(|address| Place {
+                address,
+                identity: None,
+                workload: authority.into(),
+                zone: None,
+                labels: Arc::new([]),
+                weight: 1,
+            })
+            .collect();
+        let port = Port {
+            port,
+            name: None,
+            protocol: AppProtocol::Auto,
+            routes: Default::default(),
+            rules: Vec::new(),
+            endpoints,
+            traffic: Traffic::default(),
+        };
+        cluster.update(&port, now);
+        external.insert(authority.into(), (now, cluster.clone()));
+        cluster
+    }
+
+    /// The application behind a served port.
+    pub(crate) fn app(&self, served: &Served) -> Rc<Endpoint> {
+        let mut apps = self.apps.borrow_mut();
+        if let Some((_, endpoint)) = apps.iter().find(|(s, _)| s == served) {
+            return endpoint.clone();
+        }
+        let place = Place {
+            address: self.shared.settings.app_address(served.port, served.app_port),
+            identity: None,
+            workload: self.shared.settings.workload.as_str().into(),
+            zone: None,
+            labels: Arc::new([]),
+            weight: 1,
+        };
+        let endpoint = Rc::new(Endpoint::new(served.service.clone(), served.port, place, Instant::now()));
+        // What is no longer served goes when its last request ends.
+        apps.retain(|(s, _)| (&s.service, s.port) != (&served.service, served.port));
+        apps.push((served.clone(), endpoint.clone()));
+        endpoint
+    }
+
+    /// Closes connections that have been idle for too long. Called about once a second.
+    pub(crate) fn sweep(&self) {
+        let idle = self.live().snapshot.mesh.limits.pool_idle_timeout;
+        self.clusters.borrow().values().for_each(|c| c.sweep(idle));
+        self.external.borrow().values().for_each(|(_, c)| c.sweep(idle));
+        self.apps.borrow().iter().for_each(|(_, e)| e.sweep(idle));
+    }
+
+    /// Every cluster, for `/clusters`.
+    pub(crate) fn clusters(&self) -> Vec<Rc<Cluster>> {
+        self.clusters.borrow().values().cloned().collect()
+    }
+
+    /// Counts what goes to hosts outside of the registry: together, since their names come from the wire.
+    pub(crate) fn passthrough(&self) -> Arc<ServiceSeries> {
+        self.metrics().service("passthrough")
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        &self.shared.settings.namespace
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+}
