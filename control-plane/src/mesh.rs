@@ -75,7 +75,7 @@ impl Mesh {
         metrics: Arc<Metrics>,
         before: Option<Vec<(Instance, Serving)>>,
     ) -> Self {
-        let settled = Instant::now() + settings.lease_timeout * 2;
+        let settled = Instant::now() + settings.settle_time;
         let mut registry = Registry::new(settings.lease_timeout);
         let mut publisher = Publisher::default();
         match before {

@@ -73,8 +73,10 @@ impl Registry {
     ) -> Vec<Instance> {
         let mut changed = Vec::new();
         let before = self.leases.get(instance).and_then(Lease::serving);
-        // A process that was restarted takes its predecessor's place at once instead of standing beside it.
-        if let Some(address) = address {
+        // A process that was restarted takes its predecessor's place at once instead of standing beside it. Looked for
+        // only when an address is new: renewals are many.
+        let known = self.leases.get(instance).is_some_and(|lease| lease.address == address);
+        if let Some(address) = address.filter(|_| !known) {
             let predecessors: Vec<Instance> = self
                 .leases
                 .iter()

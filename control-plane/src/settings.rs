@@ -57,6 +57,10 @@ pub struct Settings {
     #[arg(long, env = "WEFT_CP_LEASE_TIMEOUT", value_name = "DURATION", default_value = "5s",
           value_parser = lease_timeout)]
     pub lease_timeout: Duration,
+
+    /// How long after a start sidecars may take to come back before the endpoints they served are withdrawn
+    #[arg(long, env = "WEFT_CP_SETTLE_TIME", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub settle_time: Duration,
 }
 
 impl Default for Settings {
@@ -73,6 +77,7 @@ impl Default for Settings {
             trust_bundle: None,
             certificate_ttl: Duration::from_secs(24 * 3600),
             lease_timeout: Duration::from_secs(5),
+            settle_time: Duration::from_secs(10),
         }
     }
 }

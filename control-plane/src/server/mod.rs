@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,7 +27,9 @@ use weft_config::wire::{ToControlPlane, ToSidecar, mesh_server, to_control_plane
 /// How long a new stream may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A sidecar sends names and short answers; a big Subscribe is the longest.
-const MAX_MESSAGE_IN: usize = 16 << 20;
+const MAX_MESSAGE_IN: usize = 4 << 20;
+/// Streams that have not said yet who they are; more wait, so that strangers cannot fill the memory.
+const MAX_UNKNOWN: usize = 512;
 /// A connection carries one stream; a second one shortly, while it is replaced.
 const MAX_STREAMS: u32 = 8;
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -48,7 +50,12 @@ pub(crate) async fn serve(
         sender,
         stop.clone(),
     ));
-    let service = Service { mesh, stop: stop.clone(), last_stream: Arc::new(AtomicU64::new(0)) };
+    let service = Service {
+        mesh,
+        stop: stop.clone(),
+        last_stream: Arc::new(AtomicU64::new(0)),
+        unknown: Semaphore::new(MAX_UNKNOWN),
+    };
     let service = mesh_server::MeshServer::new(service).max_decoding_message_size(MAX_MESSAGE_IN);
     let mut stopping = stop.clone();
     let served = tonic::transport::Server::builder()
@@ -81,6 +88,7 @@ struct Service {
     mesh: Arc<Mesh>,
     stop: watch::Receiver<bool>,
     last_stream: Arc<AtomicU64>,
+    unknown: Semaphore,
 }
 
 #[tonic::async_trait]
@@ -126,7 +134,11 @@ impl Service {
         inbound: &mut Streaming<ToControlPlane>,
         peer: &listener::Peer,
     ) -> Result<Caller, hello::Refused> {
-        let first = timeout(HELLO_TIMEOUT, inbound.message()).await.map_err(|_| {
+        let first = async {
+            let _turn = self.unknown.acquire().await.map_err(|_| Status::unavailable("stopping"))?;
+            inbound.message().await
+        };
+        let first = timeout(HELLO_TIMEOUT, first).await.map_err(|_| {
             hello::refuse(Code::DeadlineExceeded, "no_hello", "no Hello came; it has to be the first message")
         })?;
         let first = first.map_err(|status| hello::Refused { reason: "no_hello", status })?;

@@ -54,6 +54,7 @@ pub async fn start_with(files: &[(&str, &str)], change: impl FnOnce(Settings) ->
         listen: anywhere,
         metrics: anywhere,
         dashboard: anywhere,
+        settle_time: Duration::from_secs(2),
         ..Settings::default()
     });
     let running = ControlPlane::start(settings.clone()).await.expect("starts");
