@@ -39,7 +39,8 @@ pub fn mesh(documents: &wire::Documents) -> Result<Mesh, Vec<Diagnostic>> {
 /// Compiles the resource `service/<namespace>/<name>` for callers in one namespace; `name` is `<namespace>/<name>`.
 ///
 /// Routes of the service's own namespace hold for every caller; routes that another namespace attaches to it hold, in
-/// their place, for callers in that namespace only. The service's version is the caller's to set.
+/// their place, for callers in that namespace only. The service's version is the caller's to set. The mesh's settings
+/// are what limits of TrafficPolicies fall back on, once those take effect.
 pub fn service(
     name: &str,
     documents: &wire::Documents,

@@ -103,6 +103,7 @@ pub(super) fn spec_parts(document: &Document) -> Vec<String> {
 
 /// A document that loses against another about one part.
 pub(super) struct Conflict {
+    pub(super) winner: DocumentKey,
     pub(super) loser: DocumentKey,
     pub(super) field: String,
     pub(super) message: String,
@@ -134,7 +135,8 @@ pub(super) fn conflicts(
             }
             let Source { file, line, .. } = &at.source;
             let message = format!("{winner} ({file}:{line}) already says {thing}");
-            conflicts.push(Conflict { loser: (*loser).clone(), field: claim.field.clone(), message });
+            let (winner, loser) = ((*winner).clone(), (*loser).clone());
+            conflicts.push(Conflict { winner, loser, field: claim.field.clone(), message });
         }
     }
     conflicts.extend(outranked_routes(set, registry));
@@ -172,7 +174,8 @@ fn outranked_routes(set: &InForce, registry: &Registry) -> Vec<Conflict> {
             .collect();
         if let (false, Some(Some(winner))) = (by.contains(&None), by.first()) {
             let message = format!("{winner} is attached to the same port, and there only gRPC routes hold");
-            conflicts.push(Conflict { loser: key.clone(), field: "spec.parentRefs".to_owned(), message });
+            let (winner, field) = ((*winner).clone(), "spec.parentRefs".to_owned());
+            conflicts.push(Conflict { winner, loser: key.clone(), field, message });
         }
     }
     conflicts

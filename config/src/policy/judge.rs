@@ -125,31 +125,36 @@ impl Judge<'_> {
         }
     }
 
-    /// Looks for what only the whole set shows. Taking out a wrong document can make another one wrong, so this goes on
-    /// until nothing changes; each round but the last takes out at least one new document.
+    /// Looks for what only the whole set shows. Taking out a wrong document can make another one wrong, or right again,
+    /// so this goes on until nothing changes; each round but the last takes out at least one new document. References
+    /// come first: what leads nowhere cannot win a conflict.
     fn check_together(&mut self, trust_domain_default: &Arc<str>) {
         loop {
             let registry = Registry::new(&self.set, trust_domain_default);
-            let mut wrong: BTreeMap<DocumentKey, Vec<Diagnostic>> = BTreeMap::new();
-            for (key, found) in &self.set {
-                let mut findings = Findings::default();
-                references::check(found, &self.set, &registry, &mut findings);
-                if !findings.diagnostics.is_empty() {
-                    wrong.entry(key.clone()).or_default().extend(findings.diagnostics);
+            let dangling = self.references(&registry);
+            let mut losers = self.fresh_and_wrong(&dangling);
+            let mut wrong = dangling;
+            if losers.is_empty() {
+                let conflicts = attachment::conflicts(&self.set, |key| self.fresh.contains(key), &registry);
+                let conflicting: BTreeSet<&DocumentKey> =
+                    conflicts.iter().map(|found| &found.loser).collect();
+                // Who loses against a loser may yet be right.
+                let lost: BTreeSet<DocumentKey> = conflicts
+                    .iter()
+                    .filter(|found| {
+                        !conflicting.contains(&found.winner) || !self.fresh.contains(&found.winner)
+                    })
+                    .map(|found| found.loser.clone())
+                    .collect();
+                for conflict in &conflicts {
+                    let Some(found) = self.set.get(&conflict.loser) else { continue };
+                    let mut findings = Findings::default();
+                    findings.error(found, &conflict.field, conflict.message.clone(), "keep one of the two");
+                    wrong.entry(conflict.loser.clone()).or_default().extend(findings.diagnostics);
                 }
+                losers = self.fresh_and_wrong(&wrong);
+                losers.retain(|key| lost.contains(key));
             }
-            for conflict in attachment::conflicts(&self.set, |key| self.fresh.contains(key), &registry) {
-                let Some(found) = self.set.get(&conflict.loser) else { continue };
-                let mut findings = Findings::default();
-                findings.error(found, &conflict.field, conflict.message, "keep one of the two");
-                wrong.entry(conflict.loser).or_default().extend(findings.diagnostics);
-            }
-            let is_error = |found: &Diagnostic| found.severity == Severity::Error;
-            let losers: Vec<DocumentKey> = wrong
-                .iter()
-                .filter(|(key, found)| self.fresh.contains(*key) && found.iter().any(is_error))
-                .map(|(key, _)| key.clone())
-                .collect();
             let settled = losers.is_empty();
             for (key, found) in wrong {
                 // Findings about what stays are those of the last round.
@@ -164,6 +169,27 @@ impl Judge<'_> {
                 self.demote(&key);
             }
         }
+    }
+
+    /// What is wrong with references, by document.
+    fn references(&self, registry: &Registry) -> BTreeMap<DocumentKey, Vec<Diagnostic>> {
+        let mut wrong = BTreeMap::new();
+        for (key, found) in &self.set {
+            let mut findings = Findings::default();
+            references::check(found, &self.set, registry, &mut findings);
+            if !findings.diagnostics.is_empty() {
+                wrong.insert(key.clone(), findings.diagnostics);
+            }
+        }
+        wrong
+    }
+
+    /// The new ones among documents with errors.
+    fn fresh_and_wrong(&self, found: &BTreeMap<DocumentKey, Vec<Diagnostic>>) -> BTreeSet<DocumentKey> {
+        let is_error = |found: &Diagnostic| found.severity == Severity::Error;
+        let wrong =
+            found.iter().filter(|(key, found)| self.fresh.contains(*key) && found.iter().any(is_error));
+        wrong.map(|(key, _)| key.clone()).collect()
     }
 
     /// Notes findings; true if any is an error.

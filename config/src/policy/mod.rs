@@ -15,7 +15,7 @@ mod tests;
 
 use crate::compile;
 use crate::document::{Document, DocumentKey, Located};
-use crate::error::Diagnostic;
+use crate::error::{Diagnostic, Severity};
 use crate::identity::ServiceName;
 use crate::snapshot::Mesh;
 use crate::wire;
@@ -99,6 +99,13 @@ pub struct DocumentStatus {
     pub state: DocumentState,
     /// What was found in it.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+impl DocumentStatus {
+    /// True if something is wrong with the document itself, not only with the file it was in.
+    fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|found| found.severity == Severity::Error && found.document == self.key)
+    }
 }
 
 /// Whether a document is in force.
@@ -188,8 +195,7 @@ impl Policy {
                 .iter()
                 .any(|before| before.state == status.state && before.diagnostics == status.diagnostics)
         };
-        let rejected =
-            verdict.status.iter().filter(|status| status.state.is_rejected() && !known(status)).count();
+        let rejected = verdict.status.iter().filter(|status| status.has_errors() && !known(status)).count();
         let before: BTreeSet<String> = self.diagnostics.iter().map(ToString::to_string).collect();
         let new = verdict.diagnostics.iter().filter(|found| !before.contains(&found.to_string()));
         let change = Change {

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::document::Kind;
-use crate::error::Severity;
 use proptest::prelude::*;
 
 /// Two services by their workloads, and a document that each test adds.
@@ -139,6 +138,7 @@ fn a_file_that_cannot_be_read_keeps_all_it_held() {
     for text in ["{ this is: [not, yaml", "\u{1}", "just text"] {
         let change = policy.replace_file("a.yaml", text);
         assert_eq!(change.changed, [""; 0], "{text}");
+        assert_eq!(change.rejected, 1, "{text}");
         assert!(!errors(policy.diagnostics()).is_empty(), "{text}");
         assert_eq!(
             state(&policy, Kind::Workload, "product-v1"),
@@ -259,6 +259,27 @@ fn two_policies_may_not_say_the_same_part_and_the_newcomer_loses() {
     // Another part of the same service is no conflict.
     let change = policy.replace_file("c.yaml", &traffic("a", "timeouts: {request: 1s}"));
     assert_eq!(errors(&change.diagnostics), [""; 0]);
+}
+
+#[test]
+fn who_loses_against_a_document_that_is_itself_wrong_has_not_lost() {
+    // `a` refers to nothing; `b` and `c` say the same, so `b` stays.
+    let dangling = traffic("a", "loadBalancer: {algorithm: roundRobin}")
+        .replace("name: product}]", "name: product}, {kind: Service, name: missing}]");
+    let text = [
+        dangling,
+        traffic("b", "loadBalancer: {algorithm: leastRequests}"),
+        traffic("c", "loadBalancer: {algorithm: leastRequests}, timeouts: {request: 1s}"),
+        // Loses against nobody who stays.
+        traffic("d", "timeouts: {request: 2s}"),
+    ]
+    .join("---");
+    let (policy, change) = policy(&[("a.yaml", SHOP), ("b.yaml", &text)]);
+    assert_eq!(change.rejected, 2, "{:?}", change.diagnostics);
+    for (name, rejected) in [("a", true), ("b", false), ("c", true), ("d", false)] {
+        let state = state(&policy, Kind::TrafficPolicy, name);
+        assert_eq!(state.as_ref().is_some_and(DocumentState::is_rejected), rejected, "{name}: {state:?}");
+    }
 }
 
 #[test]
