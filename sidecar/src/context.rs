@@ -148,7 +148,7 @@ impl Call {
         self.flight = None;
         let took = self.started.elapsed();
         if let Some(series) = &self.series {
-            series.record(self.worker.shard.worker(), self.status, self.grpc_status, took);
+            self.worker.shard.request(series, self.status, self.grpc_status, took);
         }
         if let Some(detail) = self.log.take()
             && access_log::wants(&self.mesh.access_log, self.status, fastrand::f64())

@@ -237,6 +237,15 @@ async fn relay(
     limits: &Limits,
 ) {
     let relayed = tcp::relay(down, up, limits.tcp_idle_timeout).await;
+    match &relayed.end {
+        tcp::End::Broken(error) => {
+            tracing::debug!(%error, up = relayed.up, down = relayed.down, "a relay broke")
+        }
+        tcp::End::Idle => {
+            tracing::debug!(up = relayed.up, down = relayed.down, "a relay was idle for too long")
+        }
+        tcp::End::Closed => {}
+    }
     worker.shard.tcp_bytes(service, direction, relayed.up, relayed.down);
 }
 

@@ -97,6 +97,11 @@ impl Shared {
     }
 }
 
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// A host outside the registry, and when its addresses were found.
+type Resolved = (Instant, Rc<Cluster>);
+
 /// One worker.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
@@ -105,8 +110,8 @@ pub(crate) struct Worker {
     pub(crate) drain: Rc<Drain>,
     live: RefCell<Rc<Live>>,
     seen: Cell<u64>,
-    clusters: RefCell<HashMap<(ServiceName, u16), Rc<Cluster>, foldhash::fast::RandomState>>,
-    external: RefCell<HashMap<Box<str>, (Instant, Rc<Cluster>), foldhash::fast::RandomState>>,
+    clusters: RefCell<Map<(ServiceName, u16), Rc<Cluster>>>,
+    external: RefCell<Map<Box<str>, Resolved>>,
     apps: RefCell<Vec<(Served, Rc<Endpoint>)>>,
     /// Connections that peers and the application hold to this worker.
     pub(crate) connections: Cell<usize>,
@@ -281,6 +286,6 @@ impl Worker {
     }
 
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
-        &self.shared.metrics
+        self.shard.metrics()
     }
 }

@@ -25,7 +25,6 @@ pub(crate) use client::{Client, Recycle};
 pub(crate) use hop_by_hop::strip_hop_by_hop;
 pub(crate) use incoming::Incoming;
 pub(crate) use server::serve;
-pub(crate) use write::AbsoluteForm;
 
 use std::time::Duration;
 use weft_config::snapshot::Limits;

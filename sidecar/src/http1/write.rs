@@ -6,10 +6,6 @@ use super::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request, response};
 
-/// Put into a request's extensions to have its whole URL written, as an HTTP proxy wants it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AbsoluteForm;
-
 /// Whether the head says that the connection closes or stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Persistence {
@@ -29,12 +25,6 @@ pub(super) fn request_head(out: &mut Vec<u8>, head: &request::Parts, encoder: En
     match uri.authority() {
         Some(authority) if head.method == Method::CONNECT => {
             out.extend_from_slice(authority.as_str().as_bytes());
-        }
-        Some(authority) if head.extensions.get::<AbsoluteForm>().is_some() => {
-            out.extend_from_slice(uri.scheme_str().unwrap_or("http").as_bytes());
-            out.extend_from_slice(b"://");
-            out.extend_from_slice(authority.as_str().as_bytes());
-            path(out, head);
         }
         _ => path(out, head),
     }

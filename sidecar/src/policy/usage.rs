@@ -50,6 +50,7 @@ impl Tables {
     }
 
     /// Marks a service if it is known.
+    #[cfg(test)]
     pub(super) fn mark(&self, service: &ServiceName) {
         if let Some(used) = self.usage.read().unwrap_or_else(PoisonError::into_inner).get(service) {
             used.mark();

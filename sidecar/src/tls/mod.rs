@@ -67,11 +67,6 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// The chain, this workload's certificate first.
-    pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.certified.cert
-    }
-
     /// Certificate and key, for TLS with the control plane.
     pub(crate) fn certified_key(&self) -> Arc<CertifiedKey> {
         self.certified.clone()

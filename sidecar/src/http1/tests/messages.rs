@@ -1,7 +1,7 @@
 //! Heads: a table of good and bad ones, and that what is written is read back as it was.
 
 use super::super::{
-    AbsoluteForm, Settings,
+    Settings,
     framing::{self, Decoder, Encoder},
     head::{Progress, parse_request_head, parse_response_head},
     write::{self, Persistence},
@@ -219,9 +219,6 @@ fn requests_are_written_in_the_form_their_receiver_wants() {
     let uri = "http://u@b:81?q";
     let plain = written(Request::get(uri).body(()).unwrap(), Encoder::None);
     assert_eq!(plain, "GET /?q HTTP/1.1\r\nHost: b:81\r\n\r\n");
-    let uri = "http://b/c";
-    let proxied = Request::get(uri).extension(AbsoluteForm).header("host", "b").body(()).unwrap();
-    assert_eq!(written(proxied, Encoder::None), "GET http://b/c HTTP/1.1\r\nHost: b\r\n\r\n");
     let connect = Request::connect("b:443").body(()).unwrap();
     assert_eq!(written(connect, Encoder::None), "CONNECT b:443 HTTP/1.1\r\nHost: b:443\r\n\r\n");
 }

@@ -19,7 +19,7 @@ mod tests;
 
 pub(crate) use labels::{AttemptResult, ConnectionState, Direction, Retry};
 pub(crate) use series::{Series, SeriesKey, ServiceSeries};
-pub(crate) use shard::{Connection, Shard, UpstreamConnection};
+pub(crate) use shard::{Connection, Shard};
 
 use interned::Interned;
 use prometheus::{Encoder, TextEncoder};
