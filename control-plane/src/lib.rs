@@ -8,6 +8,7 @@ pub mod issuer;
 mod mesh;
 pub mod metrics;
 mod private_file;
+mod program;
 pub mod publisher;
 pub mod registry;
 mod remembered;
@@ -17,6 +18,7 @@ pub mod source;
 pub mod status;
 pub mod token;
 
+pub use program::Program;
 pub use settings::Settings;
 
 use anyhow::{Context, Result, anyhow};

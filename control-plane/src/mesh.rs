@@ -16,6 +16,7 @@ use crate::{
     registry::{Instance, Registry, Serving},
     server::Caller,
     settings::Settings,
+    status::FINDINGS,
     token::TokenKey,
 };
 use std::{
@@ -202,6 +203,7 @@ impl Mesh {
         for rejected in rejected {
             self.metrics.nacks.inc();
             tracing::warn!(
+                target: FINDINGS,
                 workload = %instance.workload, namespace = %instance.namespace, resource = %rejected.name,
                 version = %rejected.version, reason = %rejected.reason,
                 "a sidecar did not take a resource and keeps what it had"

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The log target of everything that this status tells as well, so that whoever shows the status can turn it off.
+pub const FINDINGS: &str = "weft_control_plane::findings";
+
 /// The whole mesh at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

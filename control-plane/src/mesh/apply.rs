@@ -4,6 +4,7 @@ use super::{Mesh, lock};
 use crate::{
     remembered::Remembered,
     source::{Problem, SourceFile, Tree},
+    status::FINDINGS,
 };
 use std::{
     collections::{BTreeMap, HashSet},
@@ -59,7 +60,7 @@ impl Mesh {
         }
         let problems = self.problems(tree, &sourced.policy);
         for problem in problems.iter().filter(|problem| !sourced.problems.contains(problem)) {
-            tracing::error!("{}: {}", problem.path, problem.message);
+            tracing::error!(target: FINDINGS, "{}: {}", problem.path, problem.message);
         }
         self.metrics.unreadable.set(problems.len() as i64);
         sourced.problems = problems;
@@ -165,7 +166,7 @@ fn rejection(status: &DocumentStatus) -> Option<String> {
 /// In full, as compilers do.
 fn say(found: &Diagnostic) {
     match found.severity {
-        Severity::Error => tracing::error!("{found}"),
-        Severity::Warning => tracing::warn!("{found}"),
+        Severity::Error => tracing::error!(target: FINDINGS, "{found}"),
+        Severity::Warning => tracing::warn!(target: FINDINGS, "{found}"),
     }
 }

@@ -3,5 +3,5 @@
 mod read;
 mod watch;
 
-pub use read::{Problem, SourceFile, Tree};
+pub use read::{Problem, SourceFile, Tree, load};
 pub use watch::{Watch, watch};

@@ -41,6 +41,11 @@ pub struct Tree {
     pub problems: Vec<Problem>,
 }
 
+/// Reads all there is, once.
+pub fn load(roots: &[PathBuf]) -> Tree {
+    read(&list(roots), roots, &Tree::default())
+}
+
 /// What tells a changed file from an unchanged one without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Stamp {

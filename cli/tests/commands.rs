@@ -1,0 +1,359 @@
+//! The built program, run as a user runs it: exit codes, what it prints where, and how it fails.
+#![allow(missing_docs, reason = "tests")]
+
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+struct Run {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn weft_in(directory: &Path, arguments: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.args(arguments).current_dir(directory).stdin(Stdio::null());
+    for (name, _) in std::env::vars() {
+        if name.starts_with("WEFT_") {
+            command.env_remove(name);
+        }
+    }
+    let Output { status, stdout, stderr } = command.output().expect("the program starts");
+    Run {
+        code: status.code().expect("it ends by itself"),
+        out: String::from_utf8(stdout).expect("utf-8"),
+        err: String::from_utf8(stderr).expect("utf-8"),
+    }
+}
+
+fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    for (name, text) in files {
+        std::fs::write(directory.path().join(name), text).expect("written");
+    }
+    directory
+}
+
+const WORKLOADS: &str = "\
+apiVersion: weft.mesh/v1alpha1
+kind: Workload
+metadata: { name: product-v1, namespace: shop, labels: { version: v1 } }
+spec:
+  service: product-v1
+  ports: [{ port: 8080, appProtocol: http }]
+---
+apiVersion: weft.mesh/v1alpha1
+kind: Workload
+metadata: { name: product-v2, namespace: shop, labels: { version: v2 } }
+spec:
+  service: product-v2
+  ports: [{ port: 8080, appProtocol: http }]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: product, namespace: shop }
+spec:
+  ports: [{ port: 8080, appProtocol: http }]
+";
+
+const ROUTE: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: product, namespace: shop }
+spec:
+  parentRefs: [{ group: \"\", kind: Service, name: product }]
+  rules:
+    - matches: [{ path: { type: PathPrefix, value: /products }, headers: [{ name: x-canary, value: \"1\" }] }]
+      backendRefs: [{ name: product-v2, port: 8080 }]
+    - matches: [{ path: { type: PathPrefix, value: /products } }]
+      timeouts: { request: 2s }
+      backendRefs:
+        - { name: product-v1, port: 8080, weight: 90 }
+        - { name: product-v2, port: 8080, weight: 10 }
+";
+
+fn shop() -> tempfile::TempDir {
+    directory(&[("workloads.yaml", WORKLOADS), ("route.yaml", ROUTE)])
+}
+
+#[test]
+fn good_policy_passes_the_check() {
+    let shop = shop();
+    let run = weft_in(shop.path(), &["check", "."]);
+    assert_eq!((run.code, run.out.as_str()), (0, "4 documents, no error\n"), "{}", run.err);
+}
+
+#[test]
+fn every_error_is_shown_with_its_place_and_its_cure() {
+    let shop = directory(&[
+        ("workloads.yaml", WORKLOADS),
+        ("route.yaml", &ROUTE.replace("weight: 90", "weigth: 90").replace("request: 2s", "request: soon")),
+    ]);
+    let run = weft_in(shop.path(), &["check", "."]);
+    assert_eq!(run.code, 65, "{}{}", run.out, run.err);
+    assert!(run.out.contains("route.yaml:12:43"), "{}", run.out);
+    assert!(run.out.contains("^^^^^^"), "{}", run.out);
+    assert!(run.out.contains("did you mean `weight`?"), "{}", run.out);
+    assert!(run.out.contains("route.yaml:10:"), "all errors at once: {}", run.out);
+    assert!(run.out.contains("4 documents, 2 errors"), "{}", run.out);
+}
+
+#[test]
+fn what_is_not_enforced_yet_is_listed() {
+    let retry = "      retry: { attempts: 2 }\n      timeouts: { request: 2s }";
+    let shop = directory(&[
+        ("workloads.yaml", WORKLOADS),
+        ("route.yaml", &ROUTE.replace("      timeouts: { request: 2s }", retry)),
+    ]);
+    let run = weft_in(shop.path(), &["check", "."]);
+    assert_eq!(run.code, 0, "{}{}", run.out, run.err);
+    assert!(run.out.contains("accepted, not yet enforced:\n  HTTPRoute shop/product"), "{}", run.out);
+    assert!(run.out.contains("spec.rules[1].retry"), "{}", run.out);
+}
+
+#[test]
+fn a_request_is_routed_by_precedence_and_the_reason_is_given() {
+    let shop = shop();
+    let plain =
+        weft_in(shop.path(), &["routes", ".", "--from", "shop", "GET", "http://product:8080/products/7"]);
+    assert_eq!(plain.code, 0, "{}{}", plain.out, plain.err);
+    assert!(plain.out.contains("no: the header `x-canary` is absent"), "{}", plain.out);
+    assert!(plain.out.contains("shop/product#1 takes it"), "{}", plain.out);
+    assert!(plain.out.contains("90 %  shop/product-v1:8080"), "{}", plain.out);
+    assert!(plain.out.contains("10 %  shop/product-v2:8080"), "{}", plain.out);
+    assert!(plain.out.contains("request timeout: 2s"), "{}", plain.out);
+
+    let canary = weft_in(
+        shop.path(),
+        &["routes", ".", "--from", "shop", "-H", "X-Canary: 1", "GET", "http://product:8080/products/7"],
+    );
+    assert!(canary.out.contains("shop/product#0 takes it"), "{}", canary.out);
+    assert!(canary.out.contains("would fit, but the one above comes first"), "{}", canary.out);
+}
+
+#[test]
+fn a_short_name_is_meant_in_the_callers_namespace() {
+    let shop = shop();
+    let from_elsewhere = weft_in(shop.path(), &["routes", ".", "GET", "http://product:8080/products"]);
+    assert!(
+        from_elsewhere.out.contains("no service of the mesh has the name `product`"),
+        "{}",
+        from_elsewhere.out
+    );
+    let full =
+        weft_in(shop.path(), &["routes", ".", "GET", "http://product.shop.svc.cluster.local:8080/products"]);
+    assert!(full.out.contains("service shop/product, port 8080 (http)"), "{}", full.out);
+}
+
+#[test]
+fn a_request_that_no_route_takes_fails() {
+    let shop = shop();
+    let run = weft_in(shop.path(), &["routes", ".", "--from", "shop", "GET", "http://product:8080/other"]);
+    assert_eq!(run.code, 1, "{}", run.out);
+    assert!(run.out.contains("404"), "{}", run.out);
+    let port = weft_in(shop.path(), &["routes", ".", "--from", "shop", "GET", "http://product:1/"]);
+    assert_eq!(port.code, 1);
+    assert!(port.out.contains("has no port 1; it has 8080"), "{}", port.out);
+}
+
+#[test]
+fn routes_speak_json_to_programs() {
+    let shop = shop();
+    let run = weft_in(
+        shop.path(),
+        &["routes", ".", "--json", "--from", "shop", "GET", "http://product:8080/products"],
+    );
+    let answer: serde_json::Value = serde_json::from_str(&run.out).expect("JSON");
+    assert_eq!(answer["result"]["rule"], "shop/product#1");
+    assert_eq!(answer["result"]["destinations"][0]["share"], 0.9);
+    assert_eq!(answer["considered"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn every_kind_has_a_schema() {
+    let home = directory(&[]);
+    let list = weft_in(home.path(), &["schema", "--list"]);
+    let kinds: Vec<&str> = list.out.lines().filter_map(|l| l.split_whitespace().next()).collect();
+    assert_eq!(kinds.len(), 9, "{}", list.out);
+    for kind in kinds {
+        let run = weft_in(home.path(), &["schema", &kind.to_lowercase()]);
+        let schema: serde_json::Value = serde_json::from_str(&run.out).expect("JSON");
+        assert!(schema["properties"]["metadata"].is_object() && run.code == 0, "{kind}");
+    }
+    let unknown = weft_in(home.path(), &["schema", "Gateway"]);
+    assert_eq!(unknown.code, 64);
+    assert!(unknown.err.contains("HTTPRoute"), "{}", unknown.err);
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_ends_with_64() {
+    let home = directory(&[]);
+    for arguments in [
+        &[][..],
+        &["fly"],
+        &["check", "--no-such-flag"],
+        &["check", "no-such-directory"],
+        &["up", "no-such-directory"],
+        &["routes", ".", "G E T", "http://a/"],
+        &["routes", "GET"],
+        &["status", "--mesh", "nonsense"],
+        &["completion", "cmd.exe"],
+    ] {
+        let run = weft_in(home.path(), arguments);
+        assert_eq!(run.code, 64, "{arguments:?}: {}{}", run.out, run.err);
+        assert!(!run.err.is_empty() && run.out.is_empty(), "{arguments:?} says so on standard error");
+    }
+}
+
+#[test]
+fn help_is_no_error_and_has_examples() {
+    let home = directory(&[]);
+    for verb in ["up", "check", "status", "routes", "dashboard", "schema", "completion", "control-plane"] {
+        let run = weft_in(home.path(), &[verb, "--help"]);
+        assert_eq!(run.code, 0, "{verb}");
+        assert!(run.out.contains("Usage: weft"), "{verb}: {}", run.out);
+        if verb != "control-plane" {
+            assert!(run.out.contains("Examples:"), "{verb}: {}", run.out);
+        }
+    }
+    assert!(!weft_in(home.path(), &["--help"]).out.contains("reap"), "what is not for people is not shown");
+    assert_eq!(weft_in(home.path(), &["--version"]).code, 0);
+}
+
+#[test]
+fn completion_scripts_know_the_verbs() {
+    let home = directory(&[]);
+    for shell in ["bash", "zsh", "fish"] {
+        let run = weft_in(home.path(), &["completion", shell]);
+        assert!(run.code == 0 && run.out.contains("dashboard"), "{shell}");
+    }
+}
+
+#[test]
+fn without_a_mesh_the_message_says_how_to_get_one() {
+    let home = directory(&[]);
+    for verb in [&["status"][..], &["dashboard"], &["routes", "GET", "http://a/"], &["check"]] {
+        let run = weft_in(home.path(), verb);
+        assert_eq!(run.code, 1, "{verb:?}");
+        assert!(run.err.contains("weft up") && run.err.contains("--mesh"), "{verb:?}: {}", run.err);
+    }
+}
+
+/// Answers every request with the same JSON.
+fn control_plane(body: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = listener.local_addr().expect("address").to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { continue };
+            let mut head = [0u8; 4096];
+            let _ = stream.read(&mut head);
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    address
+}
+
+#[test]
+fn status_and_check_ask_a_running_mesh() {
+    use weft_control_plane::status::{Diagnostic, Document, DocumentState, Status};
+    let mut status = Status::default();
+    status.control_plane.trust_domain = "weft.local".into();
+    status.documents.push(Document {
+        kind: "HTTPRoute".into(),
+        namespace: "shop".into(),
+        name: "product".into(),
+        state: DocumentState::Rejected,
+        diagnostics: vec![Diagnostic {
+            error: true,
+            file: "gone.yaml".into(),
+            line: 7,
+            column: 3,
+            message: "unknown field `weigth`".into(),
+            ..Diagnostic::default()
+        }],
+        ..Document::default()
+    });
+    let address = control_plane(serde_json::to_string(&status).expect("JSON"));
+    let home = directory(&[]);
+    let run = weft_in(home.path(), &["status", "--mesh", &address]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(run.out.contains("1 rejected") && run.out.contains("gone.yaml:7:3"), "{}", run.out);
+    let json = weft_in(home.path(), &["status", "--json", "--mesh", &format!("http://{address}/")]);
+    assert_eq!(serde_json::from_str::<Status>(&json.out).expect("JSON"), status);
+    let check = weft_in(home.path(), &["check", "--mesh", &address]);
+    assert_eq!(check.code, 65, "{}{}", check.out, check.err);
+    let dashboard = weft_in(home.path(), &["dashboard", "--mesh", &address]);
+    assert_eq!(dashboard.out, format!("http://{address}/\n"));
+}
+
+#[test]
+fn a_server_that_is_no_control_plane_is_named() {
+    let address = control_plane("<html>".to_owned());
+    let home = directory(&[]);
+    let run = weft_in(home.path(), &["status", "--mesh", &address]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.contains("is no status"), "{}", run.err);
+}
+
+#[test]
+fn up_needs_something_to_run() {
+    let empty = directory(&[]);
+    let run = weft_in(empty.path(), &["up", "."]);
+    assert_eq!(run.code, 65, "{}{}", run.out, run.err);
+    assert!(run.err.contains("no policy document"), "{}", run.err);
+    let no_command = shop();
+    let run = weft_in(no_command.path(), &["up", "."]);
+    assert_eq!(run.code, 65);
+    assert!(run.err.contains("`command`"), "{}", run.err);
+    assert!(!no_command.path().join(".weft").exists(), "nothing is written before there is something to run");
+}
+
+#[test]
+fn up_does_not_start_on_policy_of_which_nothing_is_valid() {
+    let broken = directory(&[("a.yaml", "kind: Workload\nmetadata: [")]);
+    let run = weft_in(broken.path(), &["up", "."]);
+    assert_eq!(run.code, 65, "{}{}", run.out, run.err);
+    assert!(run.err.contains("a.yaml:2:") && run.err.contains("nothing is started"), "{}", run.err);
+}
+
+#[test]
+fn a_failed_build_shows_its_output_and_starts_nothing() {
+    let files = "\
+apiVersion: weft.mesh/v1alpha1
+kind: MeshPolicy
+metadata: { name: mesh }
+spec:
+  up: { build: \"echo compiling; echo 'error: no such thing' >&2; exit 7\" }
+---
+apiVersion: weft.mesh/v1alpha1
+kind: Workload
+metadata: { name: a }
+spec: { command: [\"touch\", \"started\"] }
+";
+    let home = directory(&[("mesh.yaml", files)]);
+    let run = weft_in(home.path(), &["up", ".", "--state-dir", "state"]);
+    assert_eq!(run.code, 1, "{}{}", run.out, run.err);
+    assert!(run.err.contains("compiling\n") && run.err.contains("error: no such thing"), "{}", run.err);
+    assert!(run.err.contains("(exit code 7)"), "{}", run.err);
+    assert!(!home.path().join("started").exists());
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_crash() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weft"))
+        .args(["schema", "HTTPRoute"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut err).expect("utf-8");
+    assert!(child.wait().expect("ends").success(), "{err}");
+    assert_eq!(err, "");
+}
