@@ -70,7 +70,7 @@ fn pid(group: u32) -> Option<Pid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{os::unix::process::CommandExt, process::Command};
+    use std::{io::Read, os::unix::process::CommandExt, process::Command};
 
     #[test]
     fn stat_is_read_past_any_name() {
@@ -85,8 +85,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_group_ends_with_all_that_it_started() {
-        let mut leader =
-            Command::new("sh").args(["-c", "sleep 60 & sleep 60"]).process_group(0).spawn().expect("started");
+        let mut leader = Command::new("sh")
+            .args(["-c", "sleep 60 & echo started; sleep 60"])
+            .stdout(std::process::Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("started");
+        let mut said = [0u8; 8];
+        leader.stdout.take().expect("piped").read_exact(&mut said).expect("it says so");
         let group = leader.id();
         assert!(runs(group));
         leader.kill().expect("killed");
