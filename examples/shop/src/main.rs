@@ -17,6 +17,7 @@ mod user;
 
 use clap::{Parser, Subcommand};
 use serving::Replica;
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 /// One service of the demo shop.
@@ -69,7 +70,12 @@ enum Service {
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let filter = EnvFilter::try_from_env("SHOP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     match options.service {
         Service::Storefront => storefront::run(Replica::of("storefront", "v1")).await,
         Service::User => user::run(Replica::of("user", "v1")).await,

@@ -116,9 +116,9 @@ fn shape(category: &str, cloth: &str, colours: &Palette) -> String {
             fringe((100, 248), (10, 0), 21, (0, 16)),
         ),
         "scarf" => format!(
-            r#"<path d="{}{}" stroke="{first}" stroke-width="3"/>{body}"#,
-            fringe((118, 238), (7, 0), 8, (-2, 20)),
-            fringe((232, 238), (7, 0), 8, (2, 20)),
+            r##"<path d="M104 58H296" stroke="#a9876a" stroke-width="9" stroke-linecap="round"/><path d="{}{}" stroke="{first}" stroke-width="3"/>{body}"##,
+            fringe((141, 245), (7, 0), 8, (0, 16)),
+            fringe((209, 223), (7, 0), 8, (0, 16)),
         ),
         "rug" => format!(
             r#"<path d="{}{}" stroke="{second}" stroke-width="3"/>{body}"#,
@@ -138,9 +138,7 @@ fn outline(category: &str, fill: &str) -> String {
         "blanket" => {
             "M108 94H292Q304 94 304 106V138Q304 146 300 146Q304 146 304 154V190Q304 198 300 198Q304 198 304 206V238Q304 250 292 250H108Q96 250 96 238V206Q96 198 100 198Q96 198 96 190V154Q96 146 100 146Q96 146 96 138V106Q96 94 108 94Z"
         }
-        "scarf" => {
-            "M112 240L146 92Q156 44 200 44T254 92L288 240H226L204 132Q200 116 196 132L174 240ZM150 96Q200 138 250 96Q258 60 200 56T150 96Z"
-        }
+        "scarf" => "M138 82Q138 58 162 58H238Q262 58 262 82V224H206V102Q206 98 200 98T194 102V246H138Z",
         "rug" => "M88 96H344L316 244H56Z",
         "tote" => "M112 116H288L304 252Q304 262 294 262H106Q96 262 96 252Z",
         _ => {
