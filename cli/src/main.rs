@@ -54,6 +54,8 @@ enum Verb {
     Routes(routes::Options),
     Dashboard(dashboard::Options),
     Schema(schema::Options),
+    /// Run a sidecar: the same as the program weft-sidecar.
+    Sidecar(Box<weft_sidecar::Settings>),
     /// Run the control plane: the same as the program weft-control-plane.
     ControlPlane(Box<weft_control_plane::Program>),
     Completion(completion::Options),
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Verb::Routes(options) => routes::run(&options, colour),
         Verb::Dashboard(options) => dashboard::run(&options),
         Verb::Schema(options) => schema::run(&options),
+        Verb::Sidecar(settings) => return weft_sidecar::run(*settings),
         Verb::ControlPlane(program) => return program.run(),
         Verb::Completion(options) => {
             completion::run(&options, Cli::command());

@@ -202,6 +202,7 @@ fn a_command_line_that_makes_no_sense_ends_with_64() {
         &["routes", "GET"],
         &["status", "--mesh", "nonsense"],
         &["completion", "cmd.exe"],
+        &["sidecar", "--admin", "0.0.0.0:15000"],
     ] {
         let run = weft_in(home.path(), arguments);
         assert_eq!(run.code, 64, "{arguments:?}: {}{}", run.out, run.err);
@@ -212,11 +213,13 @@ fn a_command_line_that_makes_no_sense_ends_with_64() {
 #[test]
 fn help_is_no_error_and_has_examples() {
     let home = directory(&[]);
-    for verb in ["up", "check", "status", "routes", "dashboard", "schema", "completion", "control-plane"] {
+    for verb in
+        ["up", "check", "status", "routes", "dashboard", "schema", "completion", "sidecar", "control-plane"]
+    {
         let run = weft_in(home.path(), &[verb, "--help"]);
         assert_eq!(run.code, 0, "{verb}");
         assert!(run.out.contains("Usage: weft"), "{verb}: {}", run.out);
-        if verb != "control-plane" {
+        if !matches!(verb, "sidecar" | "control-plane") {
             assert!(run.out.contains("Examples:"), "{verb}: {}", run.out);
         }
     }

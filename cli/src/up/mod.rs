@@ -187,9 +187,9 @@ impl Mesh<'_> {
         let control_plane = self.house.control_plane;
         crew.start(self.house.control_plane()?);
         let dashboard = control_plane.dashboard.to_string();
-        if !readiness::answers(&dashboard, "/api/status", CONTROL_PLANE_START).await {
+        if let Err(error) = readiness::answers(&dashboard, "/api/status", CONTROL_PLANE_START).await {
             return Err(Failure::Other(anyhow!(
-                "the control plane does not answer within {} s; the log above says why",
+                "the control plane does not answer within {} s ({error}); the log above says why",
                 CONTROL_PLANE_START.as_secs()
             )));
         }
@@ -208,13 +208,8 @@ impl Mesh<'_> {
                 crew.start(launch);
             }
         }
-        let slow = readiness::sidecars(self.instances, SIDECAR_START).await;
-        if !slow.is_empty() {
-            self.log.say(format!(
-                "not ready after {} s: the sidecars of {}",
-                SIDECAR_START.as_secs(),
-                slow.join(", ")
-            ));
+        for missing in readiness::sidecars(self.instances, SIDECAR_START).await {
+            self.log.say(format!("not there after {} s: {missing}", SIDECAR_START.as_secs()));
         }
         let mut health = Vec::with_capacity(self.instances.len());
         for (colour, instance) in self.instances.iter().enumerate() {
@@ -222,16 +217,12 @@ impl Mesh<'_> {
         }
         // From here on other terminals can find the mesh, even while a slow application still starts.
         self.house.state.announce(&self.run_file())?;
-        let slow = tokio::select! {
-            slow = readiness::applications(self.instances, &health, self.options.ready_timeout) => slow,
+        let missing = tokio::select! {
+            missing = readiness::applications(self.instances, &health, self.options.ready_timeout) => missing,
             never = notices.follow() => match never {},
         };
-        if !slow.is_empty() {
-            self.log.say(format!(
-                "not listening on their port after {} s: {}",
-                self.options.ready_timeout.as_secs(),
-                slow.join(", ")
-            ));
+        for missing in missing {
+            self.log.say(format!("not ready after {} s: {missing}", self.options.ready_timeout.as_secs()));
         }
         let elsewhere = self.wanted.elsewhere.iter().cloned();
         self.log.block(summary::summary(&control_plane, self.instances, elsewhere, self.palette));

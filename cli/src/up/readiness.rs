@@ -13,34 +13,36 @@ const LOOK: Duration = Duration::from_millis(50);
 /// For one look.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
-/// True as soon as a GET is answered with 200; false if it never is within that time.
-pub(super) async fn answers(address: &str, path: &str, within: Duration) -> bool {
+/// Returns as soon as a GET is answered with 200; says what came instead if it never is within that time.
+pub(super) async fn answers(address: &str, path: &str, within: Duration) -> Result<(), String> {
     let deadline = Instant::now() + within;
     loop {
-        if let Ok(Ok(_)) = tokio::time::timeout(ATTEMPT, mesh::get(address, path)).await {
-            return true;
-        }
+        let error = match tokio::time::timeout(ATTEMPT, mesh::get(address, path)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => format!("{address} does not answer"),
+        };
         if Instant::now() >= deadline {
-            return false;
+            return Err(error);
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// Waits for all sidecars; gives the names of those that are not ready by then.
+/// Waits until all sidecars run, so that applications find them; gives the names of those that do not by then.
 pub(super) async fn sidecars(instances: &[Instance], within: Duration) -> Vec<String> {
     let waits = instances.iter().filter_map(|instance| {
         let sidecar = instance.sidecar?;
         Some(async move {
-            let ready = answers(&sidecar.admin.to_string(), "/ready", within).await;
-            (!ready).then(|| instance.full_name())
+            let lives = answers(&sidecar.admin.to_string(), "/live", within).await;
+            lives.err().map(|error| format!("the sidecar of {}: {error}", instance.full_name()))
         })
     });
     futures_util::future::join_all(waits).await.into_iter().flatten().collect()
 }
 
-/// Waits until all applications listen on all their ports, or have come to an end of their own; gives the names of
-/// those that do not by then.
+/// Waits until all applications listen on all their ports and their sidecars take calls for them, or they have come to
+/// an end of their own; says what is missing by then.
 pub(super) async fn applications(
     instances: &[Instance],
     health: &[watch::Receiver<Health>],
@@ -57,12 +59,15 @@ pub(super) async fn applications(
                     break;
                 }
                 if Instant::now() >= deadline {
-                    return Some(instance.full_name());
+                    return Some(format!("{} does not listen on {}", instance.full_name(), port.application));
                 }
                 tokio::time::sleep(LOOK).await;
             }
         }
-        None
+        let sidecar = instance.sidecar?;
+        let left = deadline.saturating_duration_since(Instant::now()).max(ATTEMPT);
+        let ready = answers(&sidecar.admin.to_string(), "/ready", left).await;
+        ready.err().map(|error| format!("{}: {error}", instance.full_name()))
     });
     futures_util::future::join_all(waits).await.into_iter().flatten().collect()
 }
@@ -80,6 +85,7 @@ mod tests {
     async fn an_application_counts_once_it_listens() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let mut there = instance("there");
+        there.sidecar = None;
         there.ports[0].application = listener.local_addr().expect("address");
         let mut missing = instance("missing");
         missing.ports[0].application = ([127, 0, 0, 1], 1).into();
@@ -90,6 +96,6 @@ mod tests {
         let slow =
             applications(&[there, missing, finished], &[up.clone(), up, done], Duration::from_millis(120))
                 .await;
-        assert_eq!(slow, ["shop/missing"]);
+        assert_eq!(slow, ["shop/missing does not listen on 127.0.0.1:1"]);
     }
 }
