@@ -117,7 +117,7 @@ spec:
     fn front(&self) -> SocketAddr {
         self.says("in another terminal", 0);
         let text = self.text();
-        let line = text.lines().find(|l| l.trim_start().starts_with("front ")).expect("a link");
+        let line = text.lines().find(|l| l.starts_with("  front ")).expect("a link");
         line.split("http://").nth(1).expect("a URL").trim_end_matches('/').parse().expect("an address")
     }
 
