@@ -178,13 +178,14 @@ impl Running {
     pub async fn shutdown(mut self) -> Result<()> {
         self.ready.store(false, Ordering::Release);
         // Before the streams end: who serves now is who is to be expected back.
-        let kept = self.remembered.keep_leases(&self.mesh.serving());
+        let serving = self.mesh.serving();
         self.stop.send_replace(true);
         let push = if self.push.is_finished() { Ok(()) } else { finished((&mut self.push).await) };
         for task in self.tasks.drain(..) {
             let _ = time::timeout(Duration::from_secs(5), task).await;
         }
-        kept.and(push)
+        // After the task that writes leases down has ended: it could be writing what was true a moment ago.
+        self.remembered.keep_leases(&serving).and(push)
     }
 }
 
