@@ -5,7 +5,12 @@ use crate::{
     token::{Claims, TokenKey},
 };
 use clap::{Args, Subcommand};
-use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Usage errors, as sysexits.h has them.
@@ -70,7 +75,12 @@ fn execute(program: Program) -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     // Everything here names its provider; this is for libraries that ask for a default one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let done = match program.command {

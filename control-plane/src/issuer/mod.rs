@@ -76,6 +76,7 @@ impl Issuer {
             _ => bail!("--ca-cert and --ca-key go together; give both or neither"),
         };
         let authority = Arc::new(authority);
+        rotation::note_life(&settings.state_dir, settings.certificate_ttl)?;
         let rotation = Rotation::default();
         let roots = rotation::roots(&settings.state_dir, settings.trust_bundle.as_deref(), &authority)?;
         let current = Current::new(&trust_domain, authority, roots, settings.certificate_ttl)?;

@@ -18,6 +18,8 @@ use std::{
 pub(super) const SIGNING: &str = "ca";
 /// The CA that will.
 const NEXT: &str = "next-ca";
+/// The longest life, in seconds, of anything that the CA has signed. Settings may ask for shorter ones by now.
+const LONGEST_LIFE: &str = "ca.longest-life";
 /// Roots that an operator adds by hand.
 const EXTRA_ROOTS: &str = "roots.pem";
 /// Sidecars that were away for a moment get this long to come back and take the new bundle.
@@ -107,12 +109,14 @@ impl Rotation {
             return Ok(None);
         }
         // First the old root is kept, so that at no point anything valid is not trusted.
-        let until = SystemTime::now() + ttl + RETIREMENT_MARGIN;
+        let until = SystemTime::now() + note_life(state_dir, ttl)? + RETIREMENT_MARGIN;
         let until = until.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let old = fs::read(path(SIGNING, "pem")).context("cannot read the CA that is to retire")?;
         private_file::replace(&state_dir.join(format!("retired-{until}.pem")), &old, 0o644)?;
         rename(&path(NEXT, "key"), &path(SIGNING, "key"))?;
         recover(state_dir)?;
+        remove(&state_dir.join(LONGEST_LIFE))?;
+        note_life(state_dir, ttl)?;
         self.announced = None;
         let authority = Authority::open_or_create(state_dir, SIGNING, trust_domain)?;
         tracing::info!(
@@ -139,6 +143,18 @@ pub(super) fn recover(state_dir: &Path) -> Result<bool> {
     }
     rename(&next, &state_dir.join(format!("{SIGNING}.pem")))?;
     Ok(true)
+}
+
+/// Notes that the CA signs certificates of this life. Gives the longest of all it has signed.
+pub(super) fn note_life(state_dir: &Path, ttl: Duration) -> Result<Duration> {
+    let path = state_dir.join(LONGEST_LIFE);
+    let known =
+        fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+    let longest = known.unwrap_or_default().max(ttl);
+    if known != Some(longest) {
+        private_file::replace(&path, format!("{}\n", longest.as_secs()).as_bytes(), 0o644)?;
+    }
+    Ok(longest)
 }
 
 fn last_certificate(path: &Path) -> Result<Option<CertificateDer<'static>>> {

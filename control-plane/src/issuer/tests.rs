@@ -251,6 +251,30 @@ fn a_rotation_never_leaves_a_valid_certificate_untrusted() {
 }
 
 #[test]
+fn an_old_root_outlives_the_longest_certificate_it_signed_whatever_is_set_now() {
+    let root = tempfile::tempdir().expect("temp dir");
+    let day = settings(root.path());
+    Issuer::open(&day).expect("issuer");
+    let short = Settings { certificate_ttl: Duration::from_secs(5), ..day };
+    let issuer = Issuer::open(&short).expect("issuer");
+    prepare_rotation(&short.state_dir, "weft.local").expect("prepared");
+    issuer.refresh(true).expect("refreshed");
+    issuer.refresh(true).expect("refreshed");
+    issuer.reload.lock().expect("lock").backdate(Duration::from_secs(60));
+    issuer.refresh(true).expect("refreshed");
+    let until: u64 = fs::read_dir(&short.state_dir)
+        .expect("listed")
+        .flatten()
+        .filter_map(|entry| {
+            entry.file_name().to_str()?.strip_prefix("retired-")?.strip_suffix(".pem")?.parse().ok()
+        })
+        .next()
+        .expect("the old root");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    assert!(until - now > 86_000, "{}", until - now);
+}
+
+#[test]
 fn a_switch_that_was_cut_short_is_finished_at_the_next_start() {
     let root = tempfile::tempdir().expect("temp dir");
     let settings = settings(root.path());
