@@ -257,7 +257,9 @@ impl Client {
             let address = way.address(service, port);
             async move {
                 let address = address.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(TokioIo::new(TcpStream::connect(&*address).await?))
+                let stream = TcpStream::connect(&*address).await?;
+                stream.set_nodelay(true)?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
             }
         });
         let endpoint = Endpoint::from_shared(format!("http://{service}:{port}"))

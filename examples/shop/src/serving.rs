@@ -8,6 +8,7 @@ use axum::{
     middleware::{self, Next},
     response::Response,
     routing::get,
+    serve::ListenerExt,
 };
 use std::{future::IntoFuture, net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
@@ -50,6 +51,10 @@ pub(crate) async fn serve(replica: Replica, router: Router) -> anyhow::Result<()
         .await
         .with_context(|| format!("127.0.0.1:{port} cannot be listened on; is it in use?"))?;
     tracing::info!("{} listens on {}", replica.name, listener.local_addr()?);
+    // An answer is not to wait for the caller's acknowledgement of what was sent before.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
 
     let router = router
         .route("/health", get(async || "ok\n"))
