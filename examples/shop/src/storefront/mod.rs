@@ -77,7 +77,12 @@ impl Shop {
     fn trouble(&self, visit: &Visit, cart: Option<&Cart>, what: &str, error: &CallError) -> Response {
         let status = match error {
             CallError::Refused { status: StatusCode::NOT_FOUND, .. } => StatusCode::NOT_FOUND,
-            CallError::Refused { status, .. } if status.is_client_error() => StatusCode::UNPROCESSABLE_ENTITY,
+            // That the storefront itself may not call somebody is no fault of the visitor.
+            CallError::Refused { status, .. }
+                if status.is_client_error() && *status != StatusCode::FORBIDDEN =>
+            {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             CallError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         };
