@@ -75,12 +75,39 @@ impl Layout {
             Source::Application(..) | Source::Weft => sanitised(text, self.palette.enabled()),
             Source::ControlPlane => sanitised(without_time(text), self.palette.enabled()),
             Source::Sidecar(..) => {
-                let text = sanitised(without_time(text), self.palette.enabled());
+                let readable = access_line(text);
+                let text = readable.as_deref().unwrap_or_else(|| without_time(text));
+                let text = sanitised(text, self.palette.enabled());
                 format!("{} {text}", self.palette.paint(Style::Dim, "sidecar:"))
             }
         };
         format!("{time}{name} {text}").trim_end().to_owned() + "\n"
     }
+}
+
+/// A line of the JSON access log as people read it; `None` for every other line.
+fn access_line(line: &str) -> Option<String> {
+    if !line.starts_with('{') {
+        return None;
+    }
+    let entry: serde_json::Value = serde_json::from_str(line).ok()?;
+    let text = |field: &str| entry.get(field).and_then(|value| value.as_str());
+    let (direction, method) = (text("direction")?, text("method")?);
+    let status = entry.get("status")?.as_u64()?;
+    let mut readable =
+        format!("{direction} {method} {}{} {status}", text("host").unwrap_or("-"), text("path")?);
+    if let Some(error) = text("error") {
+        readable.push_str(&format!(" {error}"));
+    }
+    if let Some(duration) = entry.get("duration_ms").and_then(|value| value.as_f64()) {
+        readable.push_str(&format!(" after {duration:.0} ms"));
+    }
+    for (field, name) in [("route", "route"), ("trace_id", "trace")] {
+        if let Some(value) = text(field) {
+            readable.push_str(&format!(", {name} {value}"));
+        }
+    }
+    Some(readable)
 }
 
 fn shortened(name: &str, width: usize) -> String {
@@ -248,6 +275,17 @@ mod tests {
     fn without_colour_there_is_no_escape() {
         let line = layout(Palette::plain(), true).line(&Source::Weft, "\u{1b}[31mred\u{1b}[0m", NOW);
         assert_eq!(line, "00:00:00.000Z weft          | red\n");
+    }
+
+    #[test]
+    fn the_access_log_is_made_readable_and_other_json_is_left_alone() {
+        let line = r#"{"time":"t","direction":"outbound","method":"GET","path":"/a","host":"b:80","route":"shop/b#0",
+            "status":504,"error":"timeout","duration_ms":501.7,"trace_id":"4d0b"}"#
+            .replace('\n', "");
+        let readable = "outbound GET b:80/a 504 timeout after 502 ms, route shop/b#0, trace 4d0b";
+        assert_eq!(access_line(&line).as_deref(), Some(readable));
+        assert_eq!(access_line(r#"{"level":"WARN","message":"no"}"#), None);
+        assert_eq!(access_line("{ not json"), None);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(super) fn summary(
         let dash = || "-".to_owned();
         let service = match (&instance.service, instance.ports.first()) {
             (Some(service), Some(port)) => format!("{service}:{}", port.service_port),
+            // A Service selects it by its labels.
+            (None, Some(port)) => format!("port {}", port.service_port),
             _ => dash(),
         };
         let application = instance.ports.first().map_or_else(dash, |p| p.application.to_string());
