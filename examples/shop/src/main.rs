@@ -17,7 +17,7 @@ mod user;
 
 use clap::{Parser, Subcommand};
 use serving::Replica;
-use std::io::IsTerminal;
+use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 /// One service of the demo shop.
@@ -67,7 +67,7 @@ enum Service {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let options = Options::parse();
     let filter = EnvFilter::try_from_env("SHOP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -76,7 +76,17 @@ async fn main() -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    match options.service {
+    match run(options.service).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(service: Service) -> anyhow::Result<()> {
+    match service {
         Service::Storefront => storefront::run(Replica::of("storefront", "v1")).await,
         Service::User => user::run(Replica::of("user", "v1")).await,
         Service::Product { edition } => product::run(Replica::of("product", edition.as_str()), edition).await,
