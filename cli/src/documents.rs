@@ -20,6 +20,7 @@ use weft_control_plane::{source, status};
 /// A whole policy.
 pub(crate) struct Policy {
     policy: policy::Policy,
+    problems: Vec<source::Problem>,
     /// How many documents were found, good or not.
     pub(crate) found: usize,
     /// Everything that was found about them, errors and warnings.
@@ -32,6 +33,11 @@ impl Policy {
     /// The documents that are in force.
     pub(crate) fn documents(&self) -> impl Iterator<Item = &Located> {
         self.policy.documents()
+    }
+
+    /// All of it as `weft status` shows it, without a mesh that runs.
+    pub(crate) fn status(&self) -> status::Status {
+        status::Status::of_files(&self.policy, &self.problems)
     }
 
     /// All of it as a sidecar in this namespace would hold it.
@@ -63,7 +69,7 @@ pub(crate) fn read(path: &Path) -> Result<Policy, Failure> {
             _ => None,
         })
         .collect();
-    Ok(Policy { found: policy.status().len(), policy, diagnostics, pending })
+    Ok(Policy { found: policy.status().len(), policy, problems: tree.problems, diagnostics, pending })
 }
 
 fn unreadable(problem: &source::Problem) -> Diagnostic {
@@ -86,7 +92,13 @@ pub(crate) fn in_force(address: &str) -> Result<Policy, Failure> {
     let mut policy = policy::Policy::new(TRUST_DOMAIN);
     policy.replace_all([(format!("http://{address}/api/documents"), text)]);
     let diagnostics = policy.diagnostics().to_vec();
-    Ok(Policy { found: policy.status().len(), policy, diagnostics, pending: Vec::new() })
+    Ok(Policy {
+        found: policy.status().len(),
+        policy,
+        problems: Vec::new(),
+        diagnostics,
+        pending: Vec::new(),
+    })
 }
 
 /// What a running mesh's control plane has found about its policy; the documents themselves are not asked for.
@@ -100,6 +112,7 @@ pub(crate) fn found_by_mesh(address: &str) -> Result<Policy, Failure> {
     diagnostics.extend(status.documents.iter().flat_map(of_status));
     Ok(Policy {
         policy: policy::Policy::new(TRUST_DOMAIN),
+        problems: Vec::new(),
         found: status.documents.len(),
         diagnostics,
         pending: pending(&status),

@@ -35,8 +35,8 @@ impl Target {
     }
 }
 
-/// The dashboard of the mesh that runs this directory of policy.
-pub(crate) fn of_directory(directory: &Path) -> Result<String, Failure> {
+/// The dashboard of the mesh that runs this directory of policy, if one does as far as can be seen from here.
+pub(crate) fn of_directory(directory: &Path) -> Result<Option<String>, Failure> {
     let wanted = directory
         .canonicalize()
         .map_err(|e| Failure::Usage(format!("{} cannot be found: {e}", directory.display())))?;
@@ -44,14 +44,7 @@ pub(crate) fn of_directory(directory: &Path) -> Result<String, Failure> {
     let mut runs = state::running(&cwd);
     runs.extend(state::running(&wanted));
     runs.extend(state::running_in(&wanted));
-    match runs.into_iter().find(|run| run.directory == wanted) {
-        Some(run) => Ok(run.dashboard.to_string()),
-        None => Err(Failure::Other(anyhow!(
-            "no `weft up` runs {} as far as can be seen from here; start one, or name its dashboard with --mesh \
-             HOST:PORT",
-            directory.display()
-        ))),
-    }
+    Ok(runs.into_iter().find(|run| run.directory == wanted).map(|run| run.dashboard.to_string()))
 }
 
 fn the_one(runs: Vec<state::RunFile>) -> Result<SocketAddr, Failure> {

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use weft_control_plane::status::{DocumentState, Endpoint, Sidecar, Status};
 
 /// Show the running mesh: sidecars, services and their endpoints, policy and what is wrong with it.
+///
+/// For a directory that no `weft up` runs, what its files say.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = "Examples:
   weft status                           the mesh that `weft up` runs from here
@@ -30,24 +32,34 @@ pub(crate) struct Options {
 
 /// Runs the verb.
 pub(crate) fn run(options: &Options, colour: ColourChoice) -> Result<(), Failure> {
-    let address = match &options.directory {
+    let running = match &options.directory {
         Some(directory) => mesh::of_directory(directory)?,
-        None => options.target.address()?,
+        None => Some(options.target.address()?),
     };
-    let status = mesh::status(&address)?;
+    let status = match (&running, &options.directory) {
+        (Some(address), _) => mesh::status(address)?,
+        (None, Some(directory)) => documents::read(directory)?.status(),
+        (None, None) => Status::default(),
+    };
     if options.json {
         terminal::out(&format!("{}\n", serde_json::to_string_pretty(&status).context("no JSON")?));
     } else {
-        terminal::out(&text(&status, Palette::stdout(colour)));
+        terminal::out(&text(&status, running.is_some(), Palette::stdout(colour)));
     }
     Ok(())
 }
 
 /// The whole page.
-fn text(status: &Status, palette: Palette) -> String {
-    let mut text = heading(status, palette);
-    text.push('\n');
-    text.push_str(&sidecars(status, palette));
+fn text(status: &Status, running: bool, palette: Palette) -> String {
+    let mut text = String::new();
+    if running {
+        text.push_str(&heading(status, palette));
+        text.push('\n');
+        text.push_str(&sidecars(status, palette));
+    } else {
+        text.push_str("not running as far as can be seen from here; this is what the files say\n\n");
+        text.push_str(&format!("{}  {}\n", palette.paint(Style::Bold, "policy"), policy(status, palette)));
+    }
     text.push('\n');
     text.push_str(&services(status, palette));
     let pending = documents::pending(status);
@@ -88,22 +100,7 @@ fn text(status: &Status, palette: Palette) -> String {
 
 fn heading(status: &Status, palette: Palette) -> String {
     let plane = &status.control_plane;
-    let count = |state| status.documents.iter().filter(|d| d.state == state).count();
-    let rejected = count(DocumentState::Rejected);
-    let kept = status.documents.iter().filter(|d| d.last_good_in_force).count();
-    let mut policy = format!(
-        "version {}, {} in force",
-        short(&plane.policy_version),
-        documents::count(count(DocumentState::Accepted))
-    );
-    let pending = count(DocumentState::Pending);
-    if pending > 0 {
-        policy.push_str(&format!(", {pending} not yet enforced"));
-    }
-    if rejected > 0 {
-        let rejected = palette.paint(Style::Error, &format!("{rejected} rejected"));
-        policy.push_str(&format!(", {rejected} ({kept} of them with the last good version in force)"));
-    }
+    let policy = policy(status, palette);
     let roots = match plane.trusted_roots {
         0 | 1 => String::new(),
         more => format!(", {more} trusted CAs"),
@@ -119,6 +116,26 @@ fn heading(status: &Status, palette: Palette) -> String {
         plane.trust_domain,
         span(plane.authority_expires.saturating_sub(plane.now)),
     )
+}
+
+fn policy(status: &Status, palette: Palette) -> String {
+    let count = |state| status.documents.iter().filter(|d| d.state == state).count();
+    let rejected = count(DocumentState::Rejected);
+    let kept = status.documents.iter().filter(|d| d.last_good_in_force).count();
+    let mut policy = format!(
+        "version {}, {} in force",
+        short(&status.control_plane.policy_version),
+        documents::count(count(DocumentState::Accepted))
+    );
+    let pending = count(DocumentState::Pending);
+    if pending > 0 {
+        policy.push_str(&format!(", {pending} not yet enforced"));
+    }
+    if rejected > 0 {
+        let rejected = palette.paint(Style::Error, &format!("{rejected} rejected"));
+        policy.push_str(&format!(", {rejected} ({kept} of them with the last good version in force)"));
+    }
+    policy
 }
 
 fn sidecars(status: &Status, palette: Palette) -> String {
@@ -287,7 +304,7 @@ mod tests {
 
     #[test]
     fn the_page_has_all_that_is_wrong() {
-        let page = text(&status(), Palette::plain());
+        let page = text(&status(), true, Palette::plain());
         for wanted in [
             "control plane  version 0.1.0, up 10 min",
             "version 0123456789ab, 1 document in force, 1 not yet enforced, 1 rejected (1 of them",
@@ -305,7 +322,7 @@ mod tests {
 
     #[test]
     fn an_empty_mesh_is_said_to_be_empty() {
-        let page = text(&Status::default(), Palette::plain());
+        let page = text(&Status::default(), true, Palette::plain());
         assert!(page.contains("no sidecar is connected") && page.contains("no service is known"), "{page}");
     }
 

@@ -295,6 +295,20 @@ fn status_and_check_ask_a_running_mesh() {
 }
 
 #[test]
+fn status_of_a_directory_that_nobody_runs_is_what_its_files_say() {
+    let shop = directory(&[
+        ("workloads.yaml", WORKLOADS),
+        ("route.yaml", &ROUTE.replace("weight: 90", "weigth: 90")),
+    ]);
+    let run = weft_in(shop.path(), &["status", "."]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    for wanted in ["not running", "3 documents in force", "1 rejected", "shop/product-v2", "route.yaml:12:43"]
+    {
+        assert!(run.out.contains(wanted), "{wanted:?} in {}", run.out);
+    }
+}
+
+#[test]
 fn a_server_that_is_no_control_plane_is_named() {
     let address = control_plane("<html>".to_owned());
     let home = directory(&[]);

@@ -13,17 +13,57 @@ use weft_config::{
     wire::{self, resource::Body},
 };
 
+impl Status {
+    /// What files alone say: no sidecars, and of the endpoints those that documents name themselves.
+    pub fn of_files(policy: &Policy, problems: &[crate::source::Problem]) -> Self {
+        let service = |name: ServiceName| {
+            let (version, documents) = policy.resource(&format!("service/{name}")).unwrap_or_default();
+            Service {
+                namespace: name.namespace.to_string(),
+                name: name.name.to_string(),
+                version,
+                endpoints_version: String::new(),
+                documents: attached(&documents),
+                endpoints: policy.static_endpoints(&name).iter().map(endpoint).collect(),
+            }
+        };
+        let mut status = Self {
+            documents: policy.status().iter().map(document).collect(),
+            problems: problems.iter().map(problem).collect(),
+            services: policy.services().map(service).collect(),
+            sidecars: Vec::new(),
+            control_plane: ControlPlane { policy_version: policy.version(), ..ControlPlane::default() },
+        };
+        status.sort();
+        status
+    }
+
+    fn sort(&mut self) {
+        self.services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    }
+}
+
+/// The documents that say how a service is called, as people name them.
+fn attached(documents: &wire::Documents) -> Vec<String> {
+    documents
+        .documents
+        .iter()
+        .filter(|document| document.kind != "Service")
+        .filter_map(|document| Some(format!("{} {}", document.kind, name_in(&document.json)?)))
+        .collect()
+}
+
+fn problem(problem: &crate::source::Problem) -> Problem {
+    Problem { path: problem.path.clone(), message: problem.message.clone() }
+}
+
 impl Mesh {
     /// Everything at this moment. Not from async code: policy may be compiling.
     pub(crate) fn status(&self) -> Status {
         let sourced = lock(&self.policy);
         let mut status = Status {
             documents: sourced.policy.status().iter().map(document).collect(),
-            problems: sourced
-                .problems
-                .iter()
-                .map(|problem| Problem { path: problem.path.clone(), message: problem.message.clone() })
-                .collect(),
+            problems: sourced.problems.iter().map(problem).collect(),
             services: sourced.policy.services().map(|name| self.service(&sourced.policy, &name)).collect(),
             sidecars: self.sidecars(),
             control_plane: ControlPlane {
@@ -38,7 +78,7 @@ impl Mesh {
                 policy_sources: self.sources.iter().map(|path| path.display().to_string()).collect(),
             },
         };
-        status.services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        status.sort();
         status
     }
 
@@ -57,12 +97,7 @@ impl Mesh {
             name: name.name.to_string(),
             version,
             endpoints_version,
-            documents: documents
-                .documents
-                .iter()
-                .filter(|document| document.kind != "Service")
-                .filter_map(|document| Some(format!("{} {}", document.kind, name_in(&document.json)?)))
-                .collect(),
+            documents: attached(&documents),
             endpoints,
         }
     }
