@@ -246,6 +246,13 @@ fn prepare(request: &mut Request<Body>) -> Result<bool, Error> {
     let tunnel = upgrade || request.method() == Method::CONNECT;
     http1::strip_hop_by_hop(request.headers_mut(), upgrade);
     strip_own(request.headers_mut());
+    if request.version() == Version::HTTP_2
+        && !request.headers().contains_key(header::HOST)
+        && let Some(host) = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok())
+    {
+        // Routes match on `Host` whatever the protocol calls it.
+        request.headers_mut().insert(header::HOST, host);
+    }
     if request.method() != Method::CONNECT {
         normalise(request)?;
     }
@@ -391,7 +398,11 @@ pub(crate) async fn external(
     if let Some(cluster) = worker.external(authority) {
         return Ok(cluster);
     }
-    let name = host.trim_start_matches('[').trim_end_matches(']');
+    let name = match host.trim_start_matches('[').trim_end_matches(']') {
+        // RFC 6761 section 6.3: always loopback, also where there is no hosts file to say so.
+        name if name.eq_ignore_ascii_case("localhost") => "127.0.0.1",
+        name => name,
+    };
     let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((name, port))).await;
     let addresses: Vec<_> = match found {
         Ok(Ok(addresses)) => addresses.take(16).collect(),

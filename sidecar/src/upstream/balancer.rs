@@ -8,6 +8,8 @@ use weft_config::snapshot::Balancer;
 
 /// Time constant of the latency average: after this long, two thirds of an old peak are forgotten.
 const DECAY: Duration = Duration::from_secs(10);
+/// Differences below this many seconds are noise between healthy endpoints, not a reason to prefer one.
+const NOISE: f64 = 0.002;
 /// What an endpoint that never answered is taken to cost, so that new ones get tried without a stampede.
 const UNKNOWN: f64 = 0.001;
 
@@ -57,7 +59,7 @@ impl Load {
     fn cost(&self, balancer: Balancer, weight: u32, now: Instant) -> f64 {
         let queue = f64::from(self.in_flight.get() + 1);
         let cost = match balancer {
-            Balancer::PeakEwma => self.latency(now).max(1e-6) * queue,
+            Balancer::PeakEwma => self.latency(now).max(NOISE) * queue,
             Balancer::LeastRequests | Balancer::RoundRobin => queue,
         };
         cost / f64::from(weight.max(1))
@@ -112,12 +114,29 @@ pub(crate) fn pick<'a>(
                 let c = candidate(i);
                 c.load.cost(balancer, c.weight, now)
             };
-            let (better, worse) = if cost(second) < cost(first) { (second, first) } else { (first, second) };
+            let (first_cost, second_cost) = (cost(first), cost(second));
+            let second_first =
+                prefers_second(first_cost, second_cost, random(1 << 16) as f64 / f64::from(1 << 16));
+            let (better, worse) = if second_first { (second, first) } else { (first, second) };
             [better, worse].into_iter().find(allowed).or_else(|| {
                 let start = random(count);
                 (0..count).map(|i| (start + i) % count).find(allowed)
             })
         }
+    }
+}
+
+/// Whether the second of two candidates is taken, for `chance` in `[0, 1)`. One that costs more than twice as much as
+/// the other is not; otherwise they share in inverse proportion to what they cost. Always taking the cheaper would send
+/// everything to one of two equal endpoints while calls come one after the other, and the other would never be learnt
+/// of again.
+fn prefers_second(first: f64, second: f64, chance: f64) -> bool {
+    if first > second * 2.0 {
+        true
+    } else if second > first * 2.0 {
+        false
+    } else {
+        chance < first / (first + second)
     }
 }
 
@@ -160,6 +179,18 @@ mod tests {
         l[1].observe(Duration::from_millis(1), now);
         let turn = Cell::new(0);
         assert!((0..100).all(|s| choose(Balancer::PeakEwma, &l, &[1, 1], &[], &turn, s) == Some(1)));
+    }
+
+    #[test]
+    fn equal_endpoints_share_calls_that_come_one_after_the_other() {
+        let l = loads(2);
+        let now = Instant::now();
+        l[0].observe(Duration::from_micros(900), now);
+        l[1].observe(Duration::from_micros(1100), now);
+        let turn = Cell::new(0);
+        let first =
+            (0..1000).filter(|s| choose(Balancer::PeakEwma, &l, &[1, 1], &[], &turn, *s) == Some(0)).count();
+        assert!((450..650).contains(&first), "{first}");
     }
 
     #[test]
