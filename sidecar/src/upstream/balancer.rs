@@ -115,8 +115,12 @@ pub(crate) fn pick<'a>(
                 c.load.cost(balancer, c.weight, now)
             };
             let (first_cost, second_cost) = (cost(first), cost(second));
-            let second_first =
-                prefers_second(first_cost, second_cost, random(1 << 16) as f64 / f64::from(1 << 16));
+            let chance = random(1 << 16) as f64 / f64::from(1 << 16);
+            let second_first = match balancer {
+                Balancer::PeakEwma => prefers_second(first_cost, second_cost, chance),
+                // What is in flight is exact, and known at once when it changes.
+                Balancer::LeastRequests | Balancer::RoundRobin => second_cost < first_cost,
+            };
             let (better, worse) = if second_first { (second, first) } else { (first, second) };
             [better, worse].into_iter().find(allowed).or_else(|| {
                 let start = random(count);
