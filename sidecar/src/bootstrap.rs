@@ -202,7 +202,6 @@ async fn serve(settings: Settings, level: Level) -> Result<()> {
     let begun = Instant::now();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let with_parent = settings.exit_with_parent;
     let workload = settings.workload_name();
     let sidecar = Sidecar::with_log(settings, Some(level)).await?;
     let at = sidecar.addresses();
@@ -214,7 +213,6 @@ async fn serve(settings: Settings, level: Level) -> Result<()> {
         _ = terminate.recv() => tracing::info!("SIGTERM: draining; once more to stop at once"),
         _ = interrupt.recv() => tracing::info!("interrupted: draining; once more to stop at once"),
         () = sidecar.stop_requested() => tracing::info!("asked to stop: draining"),
-        () = parent_gone(), if with_parent => tracing::warn!("the parent is gone: draining"),
     }
     let second = async {
         tokio::select! {
@@ -227,19 +225,6 @@ async fn serve(settings: Settings, level: Level) -> Result<()> {
         cut => tracing::warn!(connections = cut, "stopped; connections were cut that were still open"),
     }
     Ok(())
-}
-
-/// Returns when standard input ends, which a parent that dies makes happen.
-async fn parent_gone() {
-    let (gone, told) = oneshot::channel::<()>();
-    // Reading standard input blocks, and cannot be broken off: a thread of its own that ends with the process.
-    let reader = std::thread::Builder::new().name("parent".into()).spawn(move || {
-        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        let _ = gone.send(());
-    });
-    if reader.is_err() || told.await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }
 
 fn advertised(settings: &Settings, inbound: SocketAddr) -> SocketAddr {

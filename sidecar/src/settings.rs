@@ -75,9 +75,6 @@ pub struct Settings {
     /// Seconds that requests in flight are given after SIGTERM; policy's `limits.drainTimeout` if not given.
     #[arg(long, env = "WEFT_DRAIN_TIMEOUT", value_parser = seconds)]
     pub drain_timeout: Option<Duration>,
-    /// Stop when standard input reaches its end: for a parent that wants no orphans.
-    #[arg(long, env = "WEFT_EXIT_WITH_PARENT", hide = true)]
-    pub exit_with_parent: bool,
 }
 
 impl Settings {
