@@ -477,8 +477,9 @@ impl Subscription {
             }
         }
         if let Some(snapshot) = output.snapshot {
-            self.out.shared.snapshot.store(snapshot.clone());
-            (self.out.sink)(snapshot);
+            // The workers first: whoever finds a service known here must find it in force there.
+            (self.out.sink)(snapshot.clone());
+            self.out.shared.snapshot.store(snapshot);
         }
         for refusal in &output.refused {
             let name = refusal.name.to_string();
