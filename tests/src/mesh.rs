@@ -169,7 +169,6 @@ impl Mesh {
             admin: ANYWHERE,
             metrics: ANYWHERE,
         });
-        // By its flags, as everybody else starts one.
         let ca_file = self.settings.state_dir.join("ca.pem");
         let mut flags = vec![
             ("--namespace", namespace),
@@ -186,12 +185,8 @@ impl Mesh {
             ("--workers", workers.to_string()),
         ];
         flags.extend(apps.iter().map(|(port, address)| ("--app", format!("{port}={address}"))));
-        let words = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
-        let program = Program::try_parse_from(std::iter::once("weft-sidecar".to_owned()).chain(words));
-        let settings = Settings { drain_timeout: drain, ..program.expect("flags that it knows").settings };
-        let own = Own::new("sidecar");
-        let sidecar = own.run(Sidecar::start(settings)).await.expect("a sidecar");
-        Process { addresses: sidecar.addresses(), state_dir, sidecar, own }
+        let process = Process::start(&flags, drain, state_dir).await;
+        process.expect("a sidecar")
     }
 }
 
@@ -265,6 +260,21 @@ pub struct Process {
 }
 
 impl Process {
+    /// Starts a sidecar by its flags, as everybody else starts one.
+    pub async fn start(
+        flags: &[(&str, String)],
+        drain: Option<Duration>,
+        state_dir: PathBuf,
+    ) -> anyhow::Result<Self> {
+        show_log();
+        let words = flags.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]);
+        let program = Program::try_parse_from(std::iter::once("weft-sidecar".to_owned()).chain(words))?;
+        let settings = Settings { drain_timeout: drain, ..program.settings };
+        let own = Own::new("sidecar");
+        let sidecar = own.run(Sidecar::start(settings)).await?;
+        Ok(Self { addresses: sidecar.addresses(), state_dir, sidecar, own })
+    }
+
     /// Where it listens.
     pub fn addresses(&self) -> Addresses {
         self.addresses

@@ -202,3 +202,44 @@ async fn restarted(mesh: &Mesh, beside: Beside) -> Process {
     tokio::time::sleep(Duration::from_millis(200)).await;
     mesh.sidecar(beside).await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_can_follow_a_directory_instead_of_a_control_plane() {
+    let _alone = ALONE.lock().await;
+    let (old, new) = (Backend::text("old").await, Backend::text("new").await);
+    let directory = tempfile::tempdir().unwrap();
+    let document = |app: &Backend| {
+        let outside = "  mesh: false\n  address: 127.0.0.1\n";
+        let port = format!("port: 8080, appPort: {}", app.address().port());
+        serving("product", 8080, "http").replace("port: 8080", &port) + outside + &calling("caller")
+    };
+    let file = directory.path().join("policy.yaml");
+    std::fs::write(&file, document(&old)).unwrap();
+    let mut flags = vec![
+        ("--namespace", "shop".to_owned()),
+        ("--workload", "caller".to_owned()),
+        ("--policy", directory.path().display().to_string()),
+    ];
+    flags.extend(
+        ["--outbound", "--inbound", "--admin", "--metrics"].map(|flag| (flag, "127.0.0.1:0".to_owned())),
+    );
+    let caller = Process::start(&flags, None, directory.path().into()).await.unwrap();
+    caller.ready().await;
+    let client = Client::new(caller.outbound());
+    assert_eq!(client.get(URL).await.text(), "old", "in force as soon as it is ready");
+
+    std::fs::write(&file, document(&new).replace("mesh: false", "mesh: perhaps")).unwrap();
+    eventually("the broken file is counted", PATIENCE, || async {
+        let metrics = caller.metrics().await;
+        (metrics.sum("weft_policy_rejected_total", &[]) >= 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(client.get(URL).await.text(), "old");
+    let saved = Instant::now();
+    std::fs::write(&file, document(&new)).unwrap();
+    eventually("the new file takes effect", PATIENCE, || async {
+        (client.get(URL).await.text() == "new").then_some(())
+    })
+    .await;
+    assert!(saved.elapsed() < Duration::from_secs(1), "{:?}", saved.elapsed());
+}

@@ -57,6 +57,10 @@ async fn strict_mode_refuses_and_counts_everybody_else() {
     let answer = knock(inbound, SERVER, Some(inside.certificate(&[CALLER], now))).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("secret"), "the door is one: {answer:?}");
 
+    let elsewhere = knock(inbound, "8080.cart.shop.weft", Some(inside.certificate(&[CALLER], now))).await;
+    assert!(elsewhere.starts_with("HTTP/1.1 421 "), "another service's name: {elsewhere:?}");
+    assert!(elsewhere.to_ascii_lowercase().contains("weft-error: misdirected"), "{elsewhere:?}");
+
     let (status, text) = raw::get(inbound, "/").await;
     assert_eq!(status, 403, "{text}");
     assert!(text.contains("mTLS is strict"), "{text:?}");

@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use http::Request;
+use http_body_util::BodyExt;
 use std::time::{Duration, Instant};
 use weft_tests::{
     Backend, Beside, Client, Mesh, Process, empty, full,
     mesh::{calling, mesh_policy, serving},
-    raw,
+    raw, soon,
 };
 
 const ROUTES: &str = "---
@@ -277,6 +278,63 @@ async fn grpc_callers_get_errors_as_trailers_only() {
         assert!(answer.header("grpc-message").starts_with("weft: "), "{uri}");
         assert!(answer.body.is_empty() && answer.trailers.is_empty(), "{uri}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_streams_flow_both_ways_at_once() {
+    let mesh = Mesh::start(&(serving("chat", 50051, "grpc") + &calling("caller"))).await;
+    // Every message goes back as it comes; the status follows when the caller has ended.
+    let app = Backend::http(|request| async move {
+        let incoming = request.into_body();
+        let frames = futures_util::stream::unfold(Some(incoming), |incoming| async move {
+            let mut incoming = incoming?;
+            let frame = match incoming.frame().await {
+                Some(Ok(frame)) if frame.is_data() => return Some((Ok(frame), Some(incoming))),
+                Some(Err(error)) => Err(error.into()),
+                _ => {
+                    let mut trailers = http::HeaderMap::new();
+                    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                    Ok(hyper::body::Frame::trailers(trailers))
+                }
+            };
+            Some((frame, None))
+        });
+        let body = http_body_util::StreamBody::new(frames).boxed_unsync();
+        Ok(http::Response::builder().header("content-type", "application/grpc").body(body)?)
+    })
+    .await;
+    let _chat = mesh.sidecar(Beside::new("chat").app(50051, app.address())).await;
+    let caller = mesh.sidecar(Beside::new("caller")).await;
+    mesh.endpoints("chat", 1).await;
+    let (say, said) = spoken();
+    let request = Request::post("http://chat:50051/chat.Chat/Talk")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(said)
+        .unwrap();
+    let mut connection = Client::new(caller.outbound()).http2().await.unwrap();
+    let response =
+        soon("headers before the caller has ended", connection.send_request(request)).await.unwrap();
+    let mut answers = response.into_body();
+    for turn in 0..20 {
+        let message = format!("message {turn}");
+        say.send(message.clone()).await.unwrap();
+        let answer = soon("each answer before the next message", answers.frame()).await.unwrap().unwrap();
+        assert_eq!(answer.into_data().unwrap(), message);
+    }
+    drop(say);
+    let end = soon("the end", answers.frame()).await.unwrap().unwrap();
+    assert_eq!(end.into_trailers().unwrap()["grpc-status"], "0");
+}
+
+/// A body whose frames are sent one by one.
+fn spoken() -> (tokio::sync::mpsc::Sender<String>, weft_tests::Body) {
+    let (sender, receiver) = tokio::sync::mpsc::channel::<String>(1);
+    let frames = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        let text = receiver.recv().await?;
+        Some((Ok(hyper::body::Frame::data(text.into())), receiver))
+    });
+    (sender, http_body_util::StreamBody::new(frames).boxed_unsync())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
