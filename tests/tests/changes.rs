@@ -123,16 +123,24 @@ async fn a_broken_file_changes_nothing_and_the_fixed_one_takes_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn certificates_of_five_seconds_are_renewed_under_load_without_a_failure() {
+async fn certificates_of_five_seconds_and_the_ca_itself_change_under_load_without_a_failure() {
     let _alone = ALONE.lock().await;
     let split =
         split(|s| weft_control_plane::Settings { certificate_ttl: Duration::from_secs(5), ..s }).await;
     let load = Load::start(split.caller.outbound(), URL, 300);
     let begun = Instant::now();
+    // The next CA takes over about ten seconds later, when everybody trusts it.
+    let signing = || std::fs::read(split.mesh.state_dir().join("ca.pem")).unwrap();
+    let first_ca = signing();
+    weft_control_plane::issuer::prepare_rotation(split.mesh.state_dir(), "weft.local").unwrap();
+    let mut signed_by_first = None;
     let mut serials = [BTreeSet::new(), BTreeSet::new()];
     while begun.elapsed() < Duration::from_secs(20) {
         serials[0].insert(split.caller.serial().await);
         serials[1].insert(split.first.as_ref().unwrap().serial().await);
+        if signed_by_first.is_none() && signing() != first_ca {
+            signed_by_first = Some(serials.clone());
+        }
         // Fresh connections meet fresh certificates: a pool that keeps its connections would prove nothing.
         let client = Client::new(split.caller.outbound());
         let answer = client.get_with("http://v2:8080/", &[("connection", "close")]).await;
@@ -140,9 +148,16 @@ async fn certificates_of_five_seconds_are_renewed_under_load_without_a_failure()
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     load.stop().await.expect_all_ok(1000);
-    for serials in &serials {
-        assert!(serials.len() >= 5, "only {} certificates in 20 s", serials.len());
+    let signed_by_first = signed_by_first.expect("the next CA has taken over");
+    for (all, old) in serials.iter().zip(&signed_by_first) {
+        assert!(all.len() >= 5, "only {} certificates in 20 s", all.len());
+        assert!(all.len() > old.len(), "one of them is the next CA's");
     }
+    assert_eq!(
+        split.mesh.status().await.control_plane.trusted_roots,
+        2,
+        "the old CA's last ones are still good"
+    );
     let metrics = split.caller.metrics().await;
     assert!(metrics.sum("weft_identity_renewals_total", &["result=\"success\""]) >= 5.0, "{}", metrics.0);
     assert_eq!(metrics.sum("weft_identity_renewals_total", &["result=\"failure\""]), 0.0);

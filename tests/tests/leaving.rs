@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use http::Request;
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 use tokio::io::AsyncWriteExt;
 use weft_tests::{
     Backend, Beside, Client, Load, Mesh, PATIENCE, Process, empty, eventually, full,
@@ -226,4 +229,48 @@ async fn a_pooled_connection_that_the_application_closed_fails_no_idempotent_cal
         let answer = client.get(URL).await;
         assert_eq!(answer.status, 200, "call {call}: {}", answer.text());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_may_have_arrived_is_never_sent_twice() {
+    // Takes the first request of a connection, and breaks off at the second without a word.
+    let mesh = Mesh::start(&(serving("product", 8080, "http") + &calling("caller"))).await;
+    let arrived = Arc::new(Mutex::new(Vec::new()));
+    let arrives = arrived.clone();
+    let app = Backend::tcp(move |mut stream| {
+        let arrives = arrives.clone();
+        async move {
+            for turn in 0..2 {
+                let head = raw::head(&mut stream).await;
+                let Some(target) = head.split(' ').nth(1).map(str::to_owned) else { return };
+                arrives.lock().unwrap().push(target);
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                if turn == 1 || stream.write_all(answer).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let _product = mesh.sidecar(Beside::new("product").app(8080, app.address())).await;
+    let caller = mesh.sidecar(Beside::new("caller")).await;
+    mesh.endpoints("product", 1).await;
+    let client = Client::new(caller.outbound());
+    let (mut answered, mut failed) = (0, 0);
+    for call in 0..40 {
+        let request = Request::post(format!("http://product:8080/{call}")).body(empty()).unwrap();
+        let answer = client.call(request).await;
+        match (answer.status.as_u16(), answer.weft_error()) {
+            (200, "") => answered += 1,
+            (502, "reset") => failed += 1,
+            other => panic!("{other:?}: {}", answer.text()),
+        }
+    }
+    assert!(answered >= 10 && failed >= 10, "{answered} answered, {failed} failed");
+    let mut arrived = arrived.lock().unwrap().clone();
+    let all = arrived.len();
+    arrived.sort();
+    arrived.dedup();
+    assert_eq!(arrived.len(), all, "each came once");
+    assert_eq!(all, 40);
 }
