@@ -166,14 +166,15 @@ async fn outbound_io(worker: Rc<Worker>, mut io: Io, target: Target) {
         (Spoken::Connect, Target::Named) => Box::pin(connect(worker, io, &limits)).await,
         (Spoken::Http1 | Spoken::Connect, target) => {
             let drain = worker.drain.clone();
-            http1::serve(io, Rc::new(Outbound { worker, target }), http1::Settings::from(&limits), drain)
-                .await;
+            let settings = http1::Settings::from(&limits);
+            // Boxed, here and below: a connection at rest keeps room for the protocol it speaks and no other.
+            Box::pin(http1::serve(io, Rc::new(Outbound { worker, target }), settings, drain)).await;
         }
         (Spoken::Http2, target) => {
             let drain = worker.drain.clone();
             let settings = Rc::new(http2::Settings::from(&limits));
             // Why a connection ended is the peer's affair; what its requests came to is counted with them.
-            let _ = http2::serve(io, Rc::new(Outbound { worker, target }), settings, drain).await;
+            let _ = Box::pin(http2::serve(io, Rc::new(Outbound { worker, target }), settings, drain)).await;
         }
         (Spoken::Tls | Spoken::Opaque, Target::Service { service, port }) => {
             Box::pin(opaque_outbound(worker, io, service, port, &limits)).await;
@@ -349,11 +350,13 @@ async fn serve_inbound(
 ) {
     let drain = worker.drain.clone();
     match protocol {
-        MeshProtocol::Http1 => http1::serve(io, Rc::new(handler), http1::Settings::from(limits), drain).await,
+        MeshProtocol::Http1 => {
+            Box::pin(http1::serve(io, Rc::new(handler), http1::Settings::from(limits), drain)).await;
+        }
         MeshProtocol::Http2 | MeshProtocol::Http1Over2 => {
             let mut settings = http2::Settings::from(limits);
             settings.http1_messages = protocol == MeshProtocol::Http1Over2;
-            let _ = http2::serve(io, Rc::new(handler), Rc::new(settings), drain).await;
+            let _ = Box::pin(http2::serve(io, Rc::new(handler), Rc::new(settings), drain)).await;
         }
         MeshProtocol::Tcp => opaque_inbound(&worker, io, &handler, limits).await,
     }
