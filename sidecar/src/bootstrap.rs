@@ -190,7 +190,9 @@ pub fn run(settings: Settings) -> ExitCode {
         }
     };
     match runtime.block_on(serve(settings, level)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(0) => ExitCode::SUCCESS,
+        // Somebody's call or tunnel was cut: whoever stopped us should be able to tell.
+        Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
@@ -198,7 +200,8 @@ pub fn run(settings: Settings) -> ExitCode {
     }
 }
 
-async fn serve(settings: Settings, level: Level) -> Result<()> {
+/// Gives how many connections were cut in the end.
+async fn serve(settings: Settings, level: Level) -> Result<usize> {
     let begun = Instant::now();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -220,11 +223,12 @@ async fn serve(settings: Settings, level: Level) -> Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    match sidecar.drain(second).await {
+    let cut = sidecar.drain(second).await;
+    match cut {
         0 => tracing::info!("drained; everything in flight was finished"),
         cut => tracing::warn!(connections = cut, "stopped; connections were cut that were still open"),
     }
-    Ok(())
+    Ok(cut)
 }
 
 fn advertised(settings: &Settings, inbound: SocketAddr) -> SocketAddr {

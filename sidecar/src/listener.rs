@@ -57,6 +57,18 @@ enum Spoken {
     Opaque,
 }
 
+/// Says whether somebody else listens there. Sharing a port among workers would share it with another sidecar too, and
+/// each would get some of the other's calls.
+pub(crate) fn unused(address: SocketAddr) -> io::Result<()> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())
+}
+
 /// Binds a listener that shares its port with the other workers'.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let domain = socket2::Domain::for_address(address);

@@ -6,6 +6,7 @@ use weft_config::identity::ServiceName;
 
 /// What a sidecar is told when it starts. Everything else is policy and changes while it runs.
 #[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("source of policy").args(["control_plane", "policy"]).required(true))]
 pub struct Settings {
     /// Namespace of the workload beside which this sidecar stands.
     #[arg(long, env = "WEFT_NAMESPACE", default_value = "default")]
@@ -21,7 +22,7 @@ pub struct Settings {
     pub trust_domain: String,
 
     /// Control plane to take policy and certificates from, as HOST:PORT.
-    #[arg(long, env = "WEFT_CONTROL_PLANE", conflicts_with = "policy")]
+    #[arg(long, env = "WEFT_CONTROL_PLANE", conflicts_with = "policy", requires = "ca_file")]
     pub control_plane: Option<String>,
     /// PEM file with the mesh's CA certificates.
     #[arg(long, env = "WEFT_CA_FILE")]
@@ -37,7 +38,7 @@ pub struct Settings {
     #[arg(long, env = "WEFT_POLICY")]
     pub policy: Option<PathBuf>,
     /// PEM file with this workload's certificate chain, when there is no control plane to issue one.
-    #[arg(long, env = "WEFT_CERT_FILE", requires = "key_file")]
+    #[arg(long, env = "WEFT_CERT_FILE", requires_all = ["key_file", "ca_file"])]
     pub cert_file: Option<PathBuf>,
     /// PEM file with the private key of `--cert-file`.
     #[arg(long, env = "WEFT_KEY_FILE", requires = "cert_file")]

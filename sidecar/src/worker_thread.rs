@@ -222,15 +222,18 @@ pub(crate) fn bind_all(
     workers: usize,
 ) -> anyhow::Result<(Vec<Sockets>, SocketAddr, SocketAddr)> {
     use anyhow::Context;
+    let taken = |address, flag| {
+        format!("cannot listen on {address}; is another sidecar running? choose another with {flag}")
+    };
+    listener::unused(outbound).with_context(|| taken(outbound, "--outbound"))?;
+    listener::unused(inbound).with_context(|| taken(inbound, "--inbound"))?;
     let mut outbound = outbound;
     let mut inbound = inbound;
     let mut all = Vec::with_capacity(workers);
     for _ in 0..workers {
         let sockets = Sockets {
-            outbound: listener::bind(outbound)
-                .with_context(|| format!("cannot listen on {outbound}; choose another with --outbound"))?,
-            inbound: listener::bind(inbound)
-                .with_context(|| format!("cannot listen on {inbound}; choose another with --inbound"))?,
+            outbound: listener::bind(outbound).with_context(|| taken(outbound, "--outbound"))?,
+            inbound: listener::bind(inbound).with_context(|| taken(inbound, "--inbound"))?,
         };
         outbound = sockets.outbound.local_addr()?;
         inbound = sockets.inbound.local_addr()?;

@@ -9,6 +9,7 @@ pub mod load;
 pub mod mesh;
 pub mod metrics;
 pub mod pki;
+pub mod processes;
 pub mod raw;
 
 use bytes::Bytes;

@@ -235,7 +235,10 @@ impl Client {
         let sent = upload.pump.is_finished() && !self.wire.has_output();
         // A body that was held back and is now not wanted leaves the request unfinished: the connection ends here.
         let refused = upload.broken || upload.patience.is_some();
-        self.keep_alive = head.keep_alive && !refused && !self.body.ends_by_close();
+        // Some applications send a body with 204, which has none: its bytes would be taken for the next response.
+        let stray = status == StatusCode::NO_CONTENT
+            && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+        self.keep_alive = head.keep_alive && !refused && !stray && !self.body.ends_by_close();
         if !sent && !refused {
             self.upload = Some(Box::new(upload));
         }
