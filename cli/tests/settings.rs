@@ -30,8 +30,8 @@ fn page() -> String {
         "# Settings\n\nWhat a process is told when it starts. Everything else is policy\n\
          ([policy-reference.md](policy-reference.md)) and changes while it runs. Every flag has an environment twin; the\n\
          flag wins. `weft sidecar` and `weft control-plane` take the same flags as the two programs.\n\n\
-         Exit codes: 0 done or drained, 1 failure or calls cut by a stop, 64 wrong usage, 65 wrong data. SIGTERM drains, a second one stops at\n\
-         once. Made by `WEFT_UPDATE=1 cargo test -p weft-cli --test settings`.\n\n",
+         Exit codes: 0 done or drained, 1 failure or calls cut by a stop, 64 wrong usage, 65 wrong data.\n\
+         SIGTERM drains, a second one stops at once. Made by `WEFT_UPDATE=1 cargo test -p weft-cli --test settings`.\n\n",
     );
     let sidecar = weft_sidecar::Settings::augment_args(Command::new("weft-sidecar"));
     table(

@@ -29,6 +29,7 @@ pub struct Process {
     name: String,
     child: Child,
     output: Arc<Output>,
+    readers: Vec<thread::JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -42,7 +43,7 @@ impl Output {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn follow(self: &Arc<Self>, from: impl Read + Send + 'static) {
+    fn follow(self: &Arc<Self>, from: impl Read + Send + 'static) -> thread::JoinHandle<()> {
         let output = self.clone();
         thread::spawn(move || {
             for line in BufReader::new(from).split(b'\n') {
@@ -54,7 +55,7 @@ impl Output {
                 lines.push_back(String::from_utf8_lossy(&line).into_owned());
                 output.more.notify_all();
             }
-        });
+        })
     }
 }
 
@@ -68,34 +69,38 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
         let output = Arc::new(Output::default());
-        if let Some(stdout) = child.stdout.take() {
-            output.follow(stdout);
-        }
-        if let Some(stderr) = child.stderr.take() {
-            output.follow(stderr);
-        }
-        Self { name: name.to_owned(), child, output }
+        let stdout = child.stdout.take().map(|stdout| output.follow(stdout));
+        let stderr = child.stderr.take().map(|stderr| output.follow(stderr));
+        let readers = stdout.into_iter().chain(stderr).collect();
+        Self { name: name.to_owned(), child, output, readers }
     }
 
     /// Waits for a line of output of which `find` makes something.
     pub fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         let until = Instant::now() + PATIENCE;
         let output = self.output.clone();
-        let mut lines = output.lines();
         loop {
+            // Before looking: after its end nothing is said any more.
+            let over = self.has_ended() || Instant::now() > until;
+            let lines = output.lines();
             if let Some(found) = lines.iter().find_map(|line| find(line)) {
                 return found;
             }
-            let ended = matches!(self.child.try_wait(), Ok(Some(_)));
-            if ended || Instant::now() > until {
+            if over {
                 drop(lines);
                 panic!("{} never said {what}; it said:\n{}", self.name, self.log());
             }
-            lines = output
-                .more
-                .wait_timeout(lines, Duration::from_millis(50))
-                .map_or_else(|poisoned| poisoned.into_inner().0, |(lines, _)| lines);
+            drop(output.more.wait_timeout(lines, Duration::from_millis(50)));
         }
+    }
+
+    /// True if it has ended; then all that it said has been read.
+    fn has_ended(&mut self) -> bool {
+        let ended = matches!(self.child.try_wait(), Ok(Some(_)));
+        if ended {
+            self.readers.drain(..).for_each(|reader| drop(reader.join()));
+        }
+        ended
     }
 
     /// Everything it has said so far.
@@ -120,6 +125,7 @@ impl Process {
         let Some(status) = wait(&mut self.child, limit) else {
             panic!("{} still runs after {limit:?}; it said:\n{}", self.name, self.log());
         };
+        self.has_ended();
         status
     }
 

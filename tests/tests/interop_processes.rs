@@ -10,8 +10,7 @@ use std::{
 };
 use tempfile::TempDir;
 use weft_tests::processes::{
-    Mesh, PATIENCE, Process, Sidecar, application::Application, get, program, run, run_with, say,
-    tool, write,
+    Mesh, PATIENCE, Process, Sidecar, application::Application, get, program, run, run_with, say, tool, write,
 };
 
 const POLICY: &str = "
