@@ -60,5 +60,8 @@ fn every_flag_is_documented() {
         std::fs::write(&path, &page).expect("docs/settings.md can be written");
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == page, "docs/settings.md is out of date: WEFT_UPDATE=1 cargo test -p weft-cli --test settings");
+    assert!(
+        written == page,
+        "docs/settings.md is out of date: WEFT_UPDATE=1 cargo test -p weft-cli --test settings"
+    );
 }
