@@ -16,7 +16,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-/// Clients that call at once.
+/// Clients that call at once, usually.
 const CLIENTS: u32 = 8;
 /// Failures that are kept in words.
 const KEPT: usize = 10;
@@ -46,13 +46,18 @@ pub struct Seen {
 impl Load {
     /// GETs `url` through the proxy at `proxy`, `rate` times a second as far as the machine can.
     pub fn start(proxy: SocketAddr, url: &str, rate: u32) -> Self {
+        Self::start_with(proxy, url, rate, CLIENTS)
+    }
+
+    /// The same with so many clients at once.
+    pub fn start_with(proxy: SocketAddr, url: &str, rate: u32, at_once: u32) -> Self {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
-        let clients = (0..CLIENTS)
+        let clients = (0..at_once)
             .map(|_| {
                 let (stop, seen, url) = (stop.clone(), seen.clone(), url.to_owned());
                 tokio::spawn(async move {
                     let client = Client::new(proxy);
-                    let mut ticks = interval(Duration::from_secs(1) * CLIENTS / rate);
+                    let mut ticks = interval(Duration::from_secs(1) * at_once / rate);
                     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
                     while !stop.load(Ordering::Relaxed) {
                         ticks.tick().await;

@@ -31,6 +31,8 @@ async fn pair() -> Pair {
         let app = Backend::http(move |request| async move {
             if request.uri().path() == "/slow" {
                 tokio::time::sleep(Duration::from_millis(800)).await;
+            } else if request.uri().path() == "/short" {
+                tokio::time::sleep(Duration::from_millis(40)).await;
             }
             Ok(http::Response::new(full(text)))
         })
@@ -187,8 +189,26 @@ async fn a_drain_cuts_what_does_not_end_in_time_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idempotent_calls_see_nothing_of_replicas_that_restart() {
-    let mut pair = pair().await;
+    let pair = pair().await;
     let load = Load::start(pair.caller.outbound(), URL, 300);
+    restart_both(pair, load).await;
+}
+
+/// As above, with so many calls in flight that they share connections between the sidecars.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idempotent_calls_that_share_a_connection_see_nothing_of_replicas_that_restart() {
+    let pair = pair().await;
+    let load = Load::start_with(pair.caller.outbound(), "http://product:8080/short", 800, 48);
+    eventually("calls are multiplexed", PATIENCE, || async {
+        let metrics = pair.caller.metrics().await;
+        let shared = metrics.sum("weft_upstream_connections", &["protocol=\"http1over2\""]);
+        (shared > 0.0).then_some(())
+    })
+    .await;
+    restart_both(pair, load).await;
+}
+
+async fn restart_both(mut pair: Pair, load: Load) {
     eventually("calls flow", PATIENCE, || async { (load.seen().ok > 50).then_some(()) }).await;
     for round in 0..2 {
         let old = pair.replicas.remove(0);
