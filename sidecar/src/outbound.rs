@@ -68,10 +68,11 @@ impl Outbound {
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
         let tunnel = prepare(&mut request)?;
-        let destination = self.destination(live, &request).await?;
-        let Destination::Service(port) = destination else {
-            let Destination::External(cluster) = destination else { unreachable!("two kinds") };
-            return self.attempts(live, call, &cluster, None, None, tunnel, request, back).await;
+        let port = match self.destination(live, &request).await? {
+            Destination::Service(port) => port,
+            Destination::External(cluster) => {
+                return self.attempts(live, call, &cluster, None, None, tunnel, request, back).await;
+            }
         };
         call.series = Some(port.unrouted.clone());
         call.note(|log| log.service = port.name().to_string());
