@@ -235,6 +235,9 @@ pub(crate) fn answer(error: &Error, grpc: bool) -> Response<Body> {
     let row = error.kind.row();
     let mut response = Response::new(Body::Empty);
     let headers = response.headers_mut();
+    if let Some(further) = &error.headers {
+        headers.extend(further.iter().map(|(name, value)| (name.clone(), value.clone())));
+    }
     headers.insert(WEFT_ERROR, HeaderValue::from_static(row.name));
     if grpc {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -28,8 +28,16 @@ pub(crate) enum Kind {
     InvalidBackend,
     /// The service has no endpoint.
     NoEndpoint,
-    /// A limit on connections or streams is reached.
+    /// A limit on connections, streams, requests or retries is reached.
     Overloaded,
+    /// More calls than a rate limit lets pass.
+    RateLimited,
+    /// The breaker of the service, or of all of its endpoints, is open.
+    BreakerOpen,
+    /// The application has as many calls as it takes, and the queue before it is full or too slow.
+    Shed,
+    /// A fault put in on purpose.
+    Fault,
     /// The TCP connection could not be made.
     Connect,
     /// The connection could not be made in time.
@@ -64,7 +72,7 @@ pub(crate) struct Row {
 
 impl Kind {
     /// Every kind: metric children are made from this.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::BadRequest,
         Self::Forbidden,
         Self::NoRoute,
@@ -77,6 +85,10 @@ impl Kind {
         Self::InvalidBackend,
         Self::NoEndpoint,
         Self::Overloaded,
+        Self::RateLimited,
+        Self::BreakerOpen,
+        Self::Shed,
+        Self::Fault,
         Self::Connect,
         Self::ConnectTimeout,
         Self::Tls,
@@ -119,6 +131,10 @@ impl Kind {
             Self::InvalidBackend => row("invalid_backend", S::INTERNAL_SERVER_ERROR, 14, true, "IB"),
             Self::NoEndpoint => row("no_endpoint", S::SERVICE_UNAVAILABLE, 14, true, "NE"),
             Self::Overloaded => row("overloaded", S::SERVICE_UNAVAILABLE, 14, true, "OL"),
+            Self::RateLimited => row("rate_limited", S::TOO_MANY_REQUESTS, 8, true, "RL"),
+            Self::BreakerOpen => row("breaker_open", S::SERVICE_UNAVAILABLE, 14, true, "BO"),
+            Self::Shed => row("shed", S::SERVICE_UNAVAILABLE, 14, true, "SH"),
+            Self::Fault => row("fault", S::SERVICE_UNAVAILABLE, 14, true, "FI"),
             Self::Connect => row("connect", S::SERVICE_UNAVAILABLE, 14, true, "CF"),
             Self::ConnectTimeout => row("connect_timeout", S::GATEWAY_TIMEOUT, 14, true, "CT"),
             Self::Tls => row("tls", S::SERVICE_UNAVAILABLE, 14, true, "TF"),
@@ -140,17 +156,25 @@ pub(crate) struct Error {
     pub(crate) detail: Cow<'static, str>,
     /// True if bytes of the request were written towards the upstream.
     pub(crate) sent: bool,
+    /// Fields of the answer beyond the usual: `Retry-After`, `RateLimit`.
+    pub(crate) headers: Option<Box<http::HeaderMap>>,
 }
 
 impl Error {
     /// An error before anything was sent.
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, detail: detail.into(), sent: false }
+        Self { kind, detail: detail.into(), sent: false, headers: None }
     }
 
-    /// The same after bytes were sent.
+    /// The same with a field in its answer.
+    pub(crate) fn with_header(mut self, name: http::HeaderName, value: http::HeaderValue) -> Self {
+        self.headers.get_or_insert_default().insert(name, value);
+        self
+    }
+
+    /// An error after bytes were sent.
     pub(crate) fn after_send(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, detail: detail.into(), sent: true }
+        Self { kind, detail: detail.into(), sent: true, headers: None }
     }
 }
 

@@ -173,12 +173,12 @@ impl Outbound {
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
         let limits = &live.snapshot.mesh.limits;
-        let whole = rule.and_then(|r| r.request_timeout).or_else(|| {
+        let whole = rule.and_then(|r| r.calls.timeouts.request).or_else(|| {
             // A gRPC stream may stay silent for as long as it likes; its deadline is its caller's.
             (!call.grpc).then_some(limits.request_timeout)
         });
         let deadline = whole.filter(|t| !t.is_zero()).map(|t| call.started() + t);
-        let per_attempt = rule.and_then(|r| r.attempt_timeout).filter(|t| !t.is_zero());
+        let per_attempt = rule.and_then(|r| r.calls.timeouts.attempt).filter(|t| !t.is_zero());
         let attempt = crate::upstream::Attempt {
             connector: &self.worker.connector,
             limits,
@@ -217,7 +217,7 @@ impl Outbound {
                     self.worker
                         .shard
                         .attempt(&cluster.series, AttemptResult::of_status(response.status().as_u16()));
-                    let until = rule.and_then(|r| r.request_timeout).and(deadline);
+                    let until = rule.and_then(|r| r.calls.timeouts.request).and(deadline);
                     return Ok(finish(response, tunnel, endpoint.place.identity.is_some(), until));
                 }
                 Err(Failed { error, request: Some(again) })

@@ -28,7 +28,7 @@ use std::{
 };
 use weft_config::{
     identity::ServiceName,
-    snapshot::{AppProtocol, Endpoint as Place, Port, Served, Snapshot, Traffic},
+    snapshot::{AppProtocol, Endpoint as Place, Port, Served, Snapshot},
 };
 
 /// Names outside the registry whose addresses a worker remembers.
@@ -235,7 +235,8 @@ impl Worker {
             routes: Default::default(),
             rules: Vec::new(),
             endpoints,
-            traffic: Traffic::default(),
+            traffic: Arc::default(),
+            calls: Arc::default(),
         };
         cluster.update(&port, now);
         external.insert(authority.into(), (now, cluster.clone()));

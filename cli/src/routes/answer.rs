@@ -319,10 +319,13 @@ fn by_rule(
         rule: rule.name.clone(),
         destinations,
         changes: changes(&rule.filters, path, matched_len),
-        timeouts: [limit("request", rule.request_timeout), limit("attempt", rule.attempt_timeout)]
-            .into_iter()
-            .flatten()
-            .collect(),
+        timeouts: [
+            limit("request", rule.calls.timeouts.request),
+            limit("attempt", rule.calls.timeouts.attempt),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::identity::ServiceName;
 use crate::matching::{
     InvalidMatch, MatchPart, Origin, PathSpec, RouteSpec, RouteTable, Timestamp, ValueMatch,
 };
-use crate::snapshot::{Action, Backend, Backends, Filters, Rule};
+use crate::snapshot::{Action, Backend, Backends, Calls, Filters, Rule, Timeouts};
 use http::Method;
 use std::sync::Arc;
 
@@ -156,8 +156,14 @@ impl Builder {
                 name,
                 action: action(&compiled, backends),
                 filters: compiled.filters,
-                request_timeout: timeouts.request.map(Into::into),
-                attempt_timeout: timeouts.backend_request.map(Into::into),
+                calls: Arc::new(Calls {
+                    timeouts: Timeouts {
+                        request: timeouts.request.map(Into::into),
+                        attempt: timeouts.backend_request.map(Into::into),
+                        ..Timeouts::default()
+                    },
+                    ..Calls::default()
+                }),
             });
         }
     }
@@ -199,8 +205,7 @@ impl Builder {
                 name,
                 action: action(&compiled, backends),
                 filters: compiled.filters,
-                request_timeout: None,
-                attempt_timeout: None,
+                calls: Arc::default(),
             });
         }
     }

@@ -7,7 +7,7 @@ use crate::document::target::TargetKind;
 use crate::document::traffic_policy::{Algorithm, LoadBalancer};
 use crate::document::{Located, TrafficPolicy};
 use crate::identity::ServiceName;
-use crate::snapshot::{AppProtocol, Balancer, Endpoint, Port, Service, Traffic};
+use crate::snapshot::{AppProtocol, Balancer, Balancing, Endpoint, Port, Service, Traffic};
 use crate::wire;
 use std::sync::Arc;
 
@@ -37,7 +37,8 @@ pub(super) fn compile(
                 routes: routes.table,
                 rules: routes.rules,
                 endpoints: endpoints(&name, port.port, served_at, findings),
-                traffic: traffic(&name, port, documents),
+                traffic: Arc::new(traffic(&name, port, documents)),
+                calls: Arc::default(),
             }
         })
         .collect();
@@ -133,7 +134,8 @@ fn traffic(service: &ServiceName, port: &ServicePort, documents: &[Located]) -> 
         (*general, created.is_none(), created, policy.metadata.name.clone())
     });
     let balancer = policies.iter().find_map(|(_, policy)| policy.spec.load_balancer.as_ref());
-    Traffic { balancer: balancer.and_then(compile_balancer).unwrap_or_default() }
+    let algorithm = balancer.and_then(compile_balancer).unwrap_or_default();
+    Traffic { balancing: Balancing { algorithm, ..Balancing::default() }, ..Traffic::default() }
 }
 
 /// `None` for balancers that take effect later; status says so.

@@ -121,8 +121,8 @@ fn an_http_route_compiles_whole() {
     headers.insert("x-group", "beta".parse().expect("a value"));
     let rule = taken(port, "POST /a?q=17", &headers).expect("a rule");
     assert_eq!(&*rule.name, "shop/r#canary");
-    assert_eq!(rule.request_timeout, Some(Duration::from_secs(10)));
-    assert_eq!(rule.attempt_timeout, Some(Duration::from_secs(2)));
+    assert_eq!(rule.calls.timeouts.request, Some(Duration::from_secs(10)));
+    assert_eq!(rule.calls.timeouts.attempt, Some(Duration::from_secs(2)));
     assert_eq!(rule.filters.request.set[0].0, "x-a");
     assert_eq!(rule.filters.request.add[0].1, "2");
     assert_eq!(rule.filters.request.remove[0], "x-c");
@@ -269,9 +269,12 @@ metadata: {name: rpc, namespace: shop}
 spec: {targetRefs: [{kind: Service, name: product, sectionName: rpc}], loadBalancer: {algorithm: roundRobin}}
 ";
     let service = compiled(text, "shop");
-    let balancer = |port: u16| service.port(port).expect("a port").traffic.balancer;
+    let balancer = |port: u16| service.port(port).expect("a port").traffic.balancing.algorithm.clone();
     assert_eq!((balancer(80), balancer(90)), (Balancer::LeastRequests, Balancer::RoundRobin));
-    assert_eq!(compiled("", "shop").port(80).expect("a port").traffic.balancer, Balancer::PeakEwma);
+    assert_eq!(
+        compiled("", "shop").port(80).expect("a port").traffic.balancing.algorithm,
+        Balancer::PeakEwma
+    );
 }
 
 #[test]

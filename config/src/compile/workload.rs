@@ -36,6 +36,8 @@ pub(super) fn compile(
         version: "".into(),
         upstreams: upstreams.collect(),
         authorization: authorization::compile(documents, document, &serves, mesh, findings),
+        zone: document.spec.zone.as_deref().map(Into::into),
+        admission: serves.iter().map(|_| Default::default()).collect(),
         serves,
     })
 }

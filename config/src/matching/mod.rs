@@ -16,8 +16,8 @@ mod value;
 pub use explain::{Considered, Outcome};
 pub use path::{InvalidPath, normalize_path};
 pub use spec::{InvalidTimestamp, Origin, PathSpec, RouteSpec, Timestamp};
-pub use value::ValueMatch;
-pub(crate) use value::whole_value_regex;
+pub use value::{HeaderCondition, ValueMatch};
+pub(crate) use value::{decode, parameter, whole_value_regex};
 
 use http::{HeaderMap, Method};
 use index::Index;

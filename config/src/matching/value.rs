@@ -79,15 +79,20 @@ impl Value {
 
 /// A header condition, compiled.
 #[derive(Clone, Debug)]
-pub(crate) struct HeaderCondition {
+pub struct HeaderCondition {
     pub(crate) name: HeaderName,
     pub(crate) value: Value,
 }
 
 impl HeaderCondition {
+    /// A condition on one header, or why it cannot be compiled.
+    pub fn new(name: HeaderName, value: &ValueMatch) -> Result<Self, String> {
+        Ok(Self { name, value: Value::compile(value)? })
+    }
+
     /// A header that comes several times counts as one whose values are joined by `,`, as RFC 9110 §5.3 allows
     /// (`Cookie` by `; `, as RFC 9113 §8.2.3 asks). An absent header matches nothing, not even `.*`.
-    pub(crate) fn matches(&self, headers: &HeaderMap) -> bool {
+    pub fn matches(&self, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(&self.name).iter();
         let Some(first) = values.next() else { return false };
         let Some(second) = values.next() else { return self.value.matches(first.as_bytes()) };

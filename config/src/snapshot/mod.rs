@@ -1,10 +1,23 @@
 //! Policy compiled into immutable look-up structures; a sidecar reads one snapshot per request and swaps it whole.
 
 mod authorization;
+mod calls;
 mod hosts;
+mod key;
+mod traffic;
 
 pub use authorization::{
     Authorization, AuthorizationRule, Caller, Decision, NO_ALLOW_RULE, Operation, PathPattern,
+};
+
+pub use calls::{
+    Abort, Admission, Calls, Concurrency, ConcurrencyLimit, Cors, Deprecation, Fault, Hedge, HedgeAfter,
+    Mirror, Only, Origin, RateLimit, Retry, Session, Sharding, Timeouts,
+};
+pub use key::{Key, KeyPart, KeySource, cookie, hash64, mix, rendezvous};
+pub use traffic::{
+    Balancer, Balancing, Bounds, Breaker, Ejection, HealthCheck, Probe, RetryBudget, SlowEndpoint,
+    SuccessRate, Traffic,
 };
 
 use crate::identity::{ServiceName, SpiffeId};
@@ -224,8 +237,10 @@ pub struct Port {
     pub rules: Vec<Rule>,
     /// Where this port is served.
     pub endpoints: Arc<[Endpoint]>,
-    /// How its endpoints are balanced and its connections made.
-    pub traffic: Traffic,
+    /// How its endpoints are picked, bounded and judged.
+    pub traffic: Arc<Traffic>,
+    /// What is decided about calls while the port has no routes.
+    pub calls: Arc<Calls>,
 }
 
 /// What an application speaks on a port (`appProtocol`).
@@ -259,25 +274,6 @@ pub struct Endpoint {
     pub weight: u32,
 }
 
-/// How a cluster spreads and bounds what is sent to it. More of TrafficPolicy joins this as it takes effect.
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct Traffic {
-    /// The balancer.
-    pub balancer: Balancer,
-}
-
-/// How an endpoint is picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Balancer {
-    /// Power of two choices over peak-EWMA latency.
-    #[default]
-    PeakEwma,
-    /// Power of two choices over requests in flight.
-    LeastRequests,
-    /// In turn.
-    RoundRobin,
-}
-
 /// One rule of one route.
 #[derive(Clone, Debug)]
 pub struct Rule {
@@ -287,10 +283,8 @@ pub struct Rule {
     pub filters: Filters,
     /// Where it goes.
     pub action: Action,
-    /// Whole-request timeout: `None` takes the mesh's, zero is none.
-    pub request_timeout: Option<Duration>,
-    /// Per-attempt timeout, zero or `None` for none.
-    pub attempt_timeout: Option<Duration>,
+    /// What is decided about its calls.
+    pub calls: Arc<Calls>,
 }
 
 /// What a rule does with a request.
@@ -447,6 +441,18 @@ pub struct Workload {
     pub upstreams: Vec<UpstreamListener>,
     /// Who may call.
     pub authorization: Authorization,
+    /// The zone it runs in.
+    pub zone: Option<Arc<str>>,
+    /// What is decided before the application gets a call, in the order of `serves`.
+    pub admission: Vec<Arc<Admission>>,
+}
+
+impl Workload {
+    /// What is decided before the application gets a call to this port of this service.
+    pub fn admission(&self, service: &ServiceName, port: u16) -> Option<&Arc<Admission>> {
+        let at = self.serves.iter().position(|served| served.port == port && served.service == *service)?;
+        self.admission.get(at)
+    }
 }
 
 /// One port that a workload serves.

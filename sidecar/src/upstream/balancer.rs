@@ -56,11 +56,11 @@ impl Load {
     }
 
     /// What one more request here would cost.
-    fn cost(&self, balancer: Balancer, weight: u32, now: Instant) -> f64 {
+    fn cost(&self, balancer: &Balancer, weight: u32, now: Instant) -> f64 {
         let queue = f64::from(self.in_flight.get() + 1);
         let cost = match balancer {
             Balancer::PeakEwma => self.latency(now).max(NOISE) * queue,
-            Balancer::LeastRequests | Balancer::RoundRobin => queue,
+            _ => queue,
         };
         cost / f64::from(weight.max(1))
     }
@@ -75,7 +75,7 @@ pub(crate) struct Candidate<'a> {
 /// Picks one of `count` endpoints, never one of `avoid` while there is another. `turn` is the cluster's counter for
 /// round robin, `random` gives a number below its argument.
 pub(crate) fn pick<'a>(
-    balancer: Balancer,
+    balancer: &Balancer,
     count: usize,
     candidate: impl Fn(usize) -> Candidate<'a>,
     avoid: &[usize],
@@ -87,7 +87,7 @@ pub(crate) fn pick<'a>(
     match count {
         0 => None,
         1 => Some(0),
-        _ if balancer == Balancer::RoundRobin => {
+        _ if *balancer == Balancer::RoundRobin => {
             let total: usize = (0..count).map(|i| candidate(i).weight.max(1) as usize).sum();
             for _ in 0..total {
                 let mut ticket = turn.get() % total;
@@ -119,7 +119,7 @@ pub(crate) fn pick<'a>(
             let second_first = match balancer {
                 Balancer::PeakEwma => prefers_second(first_cost, second_cost, chance),
                 // What is in flight is exact, and known at once when it changes.
-                Balancer::LeastRequests | Balancer::RoundRobin => second_cost < first_cost,
+                _ => second_cost < first_cost,
             };
             let (better, worse) = if second_first { (second, first) } else { (first, second) };
             [better, worse].into_iter().find(allowed).or_else(|| {
@@ -150,7 +150,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn choose(
-        balancer: Balancer,
+        balancer: &Balancer,
         loads: &[Load],
         weights: &[u32],
         avoid: &[usize],
@@ -182,7 +182,7 @@ mod tests {
         l[0].observe(Duration::from_millis(500), now);
         l[1].observe(Duration::from_millis(1), now);
         let turn = Cell::new(0);
-        assert!((0..100).all(|s| choose(Balancer::PeakEwma, &l, &[1, 1], &[], &turn, s) == Some(1)));
+        assert!((0..100).all(|s| choose(&Balancer::PeakEwma, &l, &[1, 1], &[], &turn, s) == Some(1)));
     }
 
     #[test]
@@ -193,7 +193,7 @@ mod tests {
         l[1].observe(Duration::from_micros(1100), now);
         let turn = Cell::new(0);
         let first =
-            (0..1000).filter(|s| choose(Balancer::PeakEwma, &l, &[1, 1], &[], &turn, *s) == Some(0)).count();
+            (0..1000).filter(|s| choose(&Balancer::PeakEwma, &l, &[1, 1], &[], &turn, *s) == Some(0)).count();
         assert!((450..650).contains(&first), "{first}");
     }
 
@@ -202,7 +202,7 @@ mod tests {
         let l = loads(2);
         l[0].begin();
         let turn = Cell::new(0);
-        assert!((0..100).all(|s| choose(Balancer::LeastRequests, &l, &[1, 1], &[], &turn, s) == Some(1)));
+        assert!((0..100).all(|s| choose(&Balancer::LeastRequests, &l, &[1, 1], &[], &turn, s) == Some(1)));
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
         let turn = Cell::new(0);
         let mut seen = [0; 3];
         for s in 0..60 {
-            seen[choose(Balancer::RoundRobin, &l, &[1, 2, 3], &[], &turn, s).expect("some")] += 1;
+            seen[choose(&Balancer::RoundRobin, &l, &[1, 2, 3], &[], &turn, s).expect("some")] += 1;
         }
         assert_eq!(seen, [10, 20, 30]);
     }
@@ -231,7 +231,7 @@ mod tests {
             n in 0usize..8, avoid in proptest::collection::vec(0usize..8, 0..8), seed: u64,
             which in 0usize..3, weights in proptest::collection::vec(0u32..5, 8),
         ) {
-            let balancer = [Balancer::PeakEwma, Balancer::LeastRequests, Balancer::RoundRobin][which];
+            let balancer = &[Balancer::PeakEwma, Balancer::LeastRequests, Balancer::RoundRobin][which];
             let mut avoid: Vec<usize> = avoid.into_iter().filter(|i| *i < n).collect();
             avoid.sort_unstable();
             avoid.dedup();

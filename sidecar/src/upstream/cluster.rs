@@ -29,7 +29,7 @@ pub(crate) struct Cluster {
 struct State {
     /// What the current snapshot says; to see whether anything changed.
     places: Arc<[Place]>,
-    traffic: Traffic,
+    traffic: Arc<Traffic>,
     protocol: AppProtocol,
     endpoints: Vec<Rc<Endpoint>>,
 }
@@ -42,7 +42,7 @@ impl Cluster {
             series,
             state: RefCell::new(State {
                 places: Arc::new([]),
-                traffic: Traffic::default(),
+                traffic: Arc::default(),
                 protocol: AppProtocol::Auto,
                 endpoints: Vec::new(),
             }),
@@ -84,7 +84,7 @@ impl Cluster {
         let avoid: smallvec::SmallVec<[usize; 4]> =
             tried.iter().filter_map(|t| endpoints.iter().position(|e| Rc::ptr_eq(e, t))).collect();
         let index = pick(
-            state.traffic.balancer,
+            &state.traffic.balancing.algorithm,
             endpoints.len(),
             |i| Candidate { load: &endpoints[i].load, weight: endpoints[i].place.weight },
             &avoid,
