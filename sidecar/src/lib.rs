@@ -24,6 +24,7 @@ mod settings;
 mod tcp;
 mod telemetry;
 mod tls;
+mod traffic;
 mod upstream;
 mod worker;
 mod worker_thread;

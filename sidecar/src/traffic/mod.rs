@@ -1,0 +1,1 @@
+//! What policy does to calls, one concern a file: each is a decision over small state, joined by the two directions.
