@@ -12,7 +12,7 @@ use crate::{
         metrics::{Metrics, ServiceSeries, Shard},
     },
     tls::Tls,
-    upstream::{Cluster, Connector, Endpoint},
+    upstream::{Cluster, Connector, Endpoint, guard::Guards},
 };
 use arc_swap::ArcSwap;
 use std::{
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) tls: Arc<Tls>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access_log: AccessLog,
+    /// Breakers, budgets and ejections, which all workers judge together.
+    pub(crate) guards: Guards,
     /// How much is logged; `None` when an embedding program logs for itself.
     pub(crate) log_level: Option<Level>,
     snapshot: ArcSwap<Snapshot>,
@@ -69,6 +71,7 @@ impl Shared {
             tls,
             metrics,
             access_log,
+            guards: Guards::default(),
             log_level,
             snapshot: ArcSwap::default(),
             generation: AtomicU64::new(0),

@@ -112,6 +112,9 @@ async fn run(
             }
             _ = tick.tick() => {
                 worker.sweep();
+                if index == 0 {
+                    shared.guards.tick(Instant::now());
+                }
                 upstreams.retry(&worker);
             }
             command = inbox.recv() => match command {
