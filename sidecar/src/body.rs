@@ -1,20 +1,23 @@
 //! A message body in flight, wherever it comes from: one enum, so that both directions and all protocols meet in it.
 
-use crate::{
-    context::Recorded,
-    error::{Error, Kind},
-    http1, http2,
-    io::Io,
-};
+mod kept;
+mod observed;
+mod until;
+
+pub(crate) use kept::Kept;
+pub(crate) use observed::{Observed, Observer};
+
+use crate::{error::Error, http1, http2, io::Io};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use kept::Reader;
 use std::{
     pin::Pin,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
-use tokio::time::{Sleep, sleep_until};
+use until::Until;
 
 /// A body. Not `Send`: a request lives and dies on one worker.
 pub(crate) enum Body {
@@ -29,10 +32,12 @@ pub(crate) enum Body {
     /// Not a body: the upstream's connection itself, after `101 Switching Protocols` or a `CONNECT` that was taken.
     /// A server writes the head and then relays bytes both ways.
     Tunnel(Box<Io>),
-    /// Recorded as a call's answer when it is through.
-    Recorded(Box<Recorded>),
-    /// Fails once a moment has passed.
+    /// Watched by whoever records how it goes.
+    Observed(Box<Observed<dyn Observer>>),
+    /// Fails once a moment has passed, or once nothing came for a while.
     Until(Box<Until>),
+    /// One reading of a request's body that is kept for another attempt.
+    Kept(Reader),
     /// Anything else, for tests.
     #[cfg(test)]
     Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = Error>>>),
@@ -45,46 +50,18 @@ impl Body {
         if bytes.is_empty() { Self::Empty } else { Self::Full(bytes) }
     }
 
-    /// The same body, failing with a timeout if it is not through by `deadline`.
-    pub(crate) fn until(self, deadline: Instant) -> Self {
+    /// The same body, failing with a timeout if it is not through by `deadline`, or if nothing of it comes for `idle`.
+    pub(crate) fn until(self, deadline: Option<Instant>, idle: Option<Duration>) -> Self {
         match self {
             Self::Empty | Self::Full(_) | Self::Tunnel(_) => self,
-            inner => Self::Until(Box::new(Until { inner, sleep: Box::pin(sleep_until(deadline.into())) })),
+            inner if deadline.is_none() && idle.is_none() => inner,
+            inner => Self::Until(Box::new(Until::new(inner, deadline, idle))),
         }
     }
-}
 
-/// A body with a deadline.
-pub(crate) struct Until {
-    inner: Body,
-    sleep: Pin<Box<Sleep>>,
-}
-
-impl HttpBody for Until {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        self.sleep.as_mut().poll(cx).map(|()| {
-            Some(Err(Error::after_send(
-                Kind::Timeout,
-                "the response was not through within the request's time",
-            )))
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+    /// The same body, with somebody who watches it pass.
+    pub(crate) fn observed(self, observer: impl Observer + 'static) -> Self {
+        Self::Observed(Box::new(Observed::new(self, observer)))
     }
 }
 
@@ -104,8 +81,9 @@ impl HttpBody for Body {
             },
             Self::Http1(body) => Pin::new(body).poll_frame(cx),
             Self::Http2(body) => Pin::new(body).poll_frame(cx),
-            Self::Recorded(body) => Pin::new(&mut **body).poll_frame(cx),
-            Self::Until(body) => Pin::new(&mut **body).poll_frame(cx),
+            Self::Observed(body) => body.poll_frame(cx),
+            Self::Kept(body) => body.poll_frame(cx),
+            Self::Until(body) => body.poll_frame(cx),
             #[cfg(test)]
             Self::Boxed(body) => body.as_mut().poll_frame(cx),
         }
@@ -117,7 +95,8 @@ impl HttpBody for Body {
             Self::Full(_) => false,
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
-            Self::Recorded(body) => body.is_end_stream(),
+            Self::Observed(body) => body.is_end_stream(),
+            Self::Kept(body) => body.is_end_stream(),
             Self::Until(body) => body.is_end_stream(),
             #[cfg(test)]
             Self::Boxed(body) => body.is_end_stream(),
@@ -130,7 +109,8 @@ impl HttpBody for Body {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
-            Self::Recorded(body) => body.size_hint(),
+            Self::Observed(body) => body.size_hint(),
+            Self::Kept(body) => body.size_hint(),
             Self::Until(body) => body.size_hint(),
             #[cfg(test)]
             Self::Boxed(body) => body.size_hint(),

@@ -1,8 +1,9 @@
 //! One call from its first byte to its last: who, where to, how it went, and the record of it when it ends.
 
 use crate::{
-    body::Body,
+    body::{Body, Observer},
     error::{Error, Kind},
+    message::{GRPC_STATUS, WEFT_ERROR, authority, grpc_status, is_grpc},
     telemetry::{
         access_log::{self, Detail, Entry},
         metrics::{Direction, Series},
@@ -11,14 +12,10 @@ use crate::{
     upstream::InFlight,
     worker::Worker,
 };
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, header};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http::{HeaderMap, HeaderValue, Method, Response, header, request::Parts};
 use std::{
-    pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 use weft_config::snapshot::Mesh;
@@ -54,19 +51,19 @@ impl Call {
         worker: &Rc<Worker>,
         mesh: &Arc<Mesh>,
         direction: Direction,
-        request: &mut http::Request<Body>,
+        request: &mut Parts,
     ) -> Self {
-        let headers = request.headers_mut();
+        let headers = &mut request.headers;
         let trace = Trace::from_headers(headers, mesh.trace_sampling);
         trace.write(headers);
         let request_id = RequestId::ensure(headers);
         let grpc = is_grpc(headers);
         let log = access_log::is_on(&mesh.access_log).then(|| {
             Box::new(Detail {
-                method: request.method().to_string(),
-                path: request.uri().path().to_owned(),
+                method: request.method.to_string(),
+                path: request.uri.path().to_owned(),
                 host: authority(request).unwrap_or_default().to_owned(),
-                downstream: match request.version() {
+                downstream: match request.version {
                     http::Version::HTTP_2 => "http2",
                     http::Version::HTTP_10 => "http1.0",
                     _ => "http1.1",
@@ -82,7 +79,7 @@ impl Call {
             trace,
             request_id,
             grpc,
-            is_head: request.method() == Method::HEAD,
+            is_head: request.method == Method::HEAD,
             series: None,
             flight: None,
             attempts: 0,
@@ -135,9 +132,7 @@ impl Call {
                 self.record();
                 Response::from_parts(head, body)
             }
-            body => {
-                Response::from_parts(head, Body::Recorded(Box::new(Recorded { inner: body, call: self })))
-            }
+            body => Response::from_parts(head, body.observed(self)),
         }
     }
 
@@ -183,49 +178,23 @@ impl Drop for Call {
     }
 }
 
-/// A response body that records its call when it is through.
-pub(crate) struct Recorded {
-    inner: Body,
-    call: Call,
-}
+impl Observer for Call {
+    fn data(&mut self, bytes: usize) {
+        self.bytes_out += bytes as u64;
+    }
 
-impl HttpBody for Recorded {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let this = &mut *self;
-        let frame = std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    this.call.bytes_out += data.len() as u64;
-                } else if let Some(trailers) = frame.trailers_ref().filter(|_| this.call.grpc) {
-                    this.call.grpc_status = grpc_status(trailers).or(this.call.grpc_status);
-                }
-                if this.inner.is_end_stream() {
-                    this.call.record();
-                }
-            }
-            Some(Err(error)) => {
-                this.call.error = Some(error.kind);
-                this.call.worker.shard.error(error.kind);
-                this.call.record();
-            }
-            None => this.call.record(),
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        if self.grpc {
+            self.grpc_status = grpc_status(trailers).or(self.grpc_status);
         }
-        Poll::Ready(frame)
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+    fn end(&mut self, outcome: Result<(), &Error>) {
+        if let Err(error) = outcome {
+            self.error = Some(error.kind);
+            self.worker.shard.error(error.kind);
+        }
+        self.record();
     }
 }
 
@@ -253,21 +222,7 @@ pub(crate) fn answer(error: &Error, grpc: bool) -> Response<Body> {
     response
 }
 
-pub(crate) const WEFT_ERROR: header::HeaderName = header::HeaderName::from_static("weft-error");
-const GRPC_STATUS: header::HeaderName = header::HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: header::HeaderName = header::HeaderName::from_static("grpc-message");
-
-/// True for gRPC in any of its content types.
-pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|v| {
-        let rest = v.as_bytes().strip_prefix(b"application/grpc");
-        rest.is_some_and(|r| matches!(r.first(), None | Some(b'+' | b';')))
-    })
-}
-
-fn grpc_status(headers: &HeaderMap) -> Option<u16> {
-    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
-}
 
 /// Percent-encodes as the gRPC protocol asks for `grpc-message`.
 fn grpc_message(text: &str) -> String {
@@ -282,17 +237,10 @@ fn grpc_message(text: &str) -> String {
     out
 }
 
-/// The host that a request names: of its target if it has one, else its `Host` field.
-pub(crate) fn authority(request: &http::Request<Body>) -> Option<&str> {
-    match request.uri().authority() {
-        Some(authority) => Some(authority.as_str()),
-        None => request.headers().get(header::HOST)?.to_str().ok(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body::Body as _;
 
     #[test]
     fn errors_say_what_happened_to_people_and_programs() {
@@ -311,16 +259,5 @@ mod tests {
         assert_eq!(response.headers()["grpc-status"], "4");
         assert_eq!(response.headers()["grpc-message"], "weft: timeout: 100 %25 late%0A");
         assert!(response.body().is_end_stream());
-    }
-
-    #[test]
-    fn grpc_is_told_by_content_type() {
-        let with = |v: &'static str| {
-            let mut h = HeaderMap::new();
-            h.insert(header::CONTENT_TYPE, HeaderValue::from_static(v));
-            is_grpc(&h)
-        };
-        assert!(with("application/grpc") && with("application/grpc+proto") && with("application/grpc; x=y"));
-        assert!(!with("application/grpc-web") && !with("application/json"));
     }
 }

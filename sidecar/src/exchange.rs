@@ -22,6 +22,6 @@ pub(crate) trait Handler {
 pub(crate) struct Failed {
     /// Why. `error.sent` says whether any byte was written upstream.
     pub(crate) error: Error,
-    /// The request, if it is whole still (nothing of its body was taken) and could be sent again.
-    pub(crate) request: Option<Box<Request<Body>>>,
+    /// The request's body, if it is whole still (nothing of it was taken) and could be sent again.
+    pub(crate) body: Option<Box<Body>>,
 }

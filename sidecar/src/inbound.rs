@@ -7,12 +7,12 @@ use crate::{
     exchange::{Back, Handler},
     http1,
     live::Live,
-    outbound::{normalise, strip_own},
+    message,
     telemetry::metrics::{Direction, Series, SeriesKey},
     upstream::Endpoint,
     worker::Worker,
 };
-use http::{Method, Request, Response, Version, header};
+use http::{Method, Request, Response, Version, request::Parts};
 use std::{rc::Rc, sync::Arc, time::Instant};
 use tokio::time::timeout;
 use weft_config::{
@@ -48,11 +48,12 @@ impl Inbound {
         &self,
         live: &Rc<Live>,
         call: &mut Call,
-        mut request: Request<Body>,
+        head: &mut Parts,
+        body: Body,
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
-        let tunnel = self.prepare(&mut request)?;
-        self.authorize(live, request.method(), request.uri().path())?;
+        let tunnel = message::prepare(head, self.peer.is_some())?;
+        self.authorize(live, &head.method, head.uri.path())?;
         let limits = &live.snapshot.mesh.limits;
         call.flight = Some(self.app.begin());
         call.attempts = 1;
@@ -60,7 +61,7 @@ impl Inbound {
             connector: &self.worker.connector,
             limits,
             declared: self.served.protocol,
-            caller_is_http2: request.version() == Version::HTTP_2,
+            caller_is_http2: head.version == Version::HTTP_2,
             tunnel,
             back,
         };
@@ -68,7 +69,7 @@ impl Inbound {
         call.note(|log| (log.endpoint, log.wire) = (Some(self.app.place.address), wire.as_str()));
         let begun = Instant::now();
         // How long a request may take is its caller's to say, who cancels it by going away; this only bounds the wait.
-        let outcome = timeout(limits.idle_timeout, self.app.exchange(wire, request, &attempt)).await;
+        let outcome = timeout(limits.idle_timeout, self.app.exchange(wire, head, body, &attempt)).await;
         call.upstream_time = begun.elapsed();
         let response = match outcome {
             Ok(Ok(response)) => response,
@@ -76,21 +77,6 @@ impl Inbound {
             Err(_) => return Err(Error::after_send(Kind::Timeout, "the application did not answer")),
         };
         Ok(finish(response, tunnel))
-    }
-
-    /// Brings a request into the form that authorization and the application see: one path form, no hop-by-hop fields,
-    /// none of our own names from outside the mesh. Says whether it wants a connection of its own.
-    fn prepare(&self, request: &mut Request<Body>) -> Result<bool, Error> {
-        let upgrade = request.version() != Version::HTTP_2 && request.headers().contains_key(header::UPGRADE);
-        let tunnel = upgrade || request.method() == Method::CONNECT;
-        http1::strip_hop_by_hop(request.headers_mut(), upgrade);
-        if self.peer.is_none() {
-            strip_own(request.headers_mut());
-        }
-        if request.method() != Method::CONNECT {
-            normalise(request)?;
-        }
-        Ok(tunnel)
     }
 
     /// Says whether this peer may make this call.
@@ -127,15 +113,16 @@ impl Inbound {
 }
 
 impl Handler for Inbound {
-    async fn handle(&self, mut request: Request<Body>, back: &dyn Back) -> Response<Body> {
+    async fn handle(&self, request: Request<Body>, back: &dyn Back) -> Response<Body> {
         let live = self.worker.live();
-        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Inbound, &mut request);
+        let (mut head, body) = request.into_parts();
+        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Inbound, &mut head);
         call.series = Some(self.series.clone());
         call.note(|log| {
             log.service = self.served.service.to_string();
             log.peer = self.peer.clone();
         });
-        let outcome = self.call(&live, &mut call, request, back).await;
+        let outcome = self.call(&live, &mut call, &mut head, body, back).await;
         call.answer(outcome)
     }
 
@@ -148,6 +135,6 @@ impl Handler for Inbound {
 /// The application's response as it goes back; it cannot speak in the sidecar's name.
 fn finish(mut response: Response<Body>, tunnel: bool) -> Response<Body> {
     http1::strip_hop_by_hop(response.headers_mut(), tunnel);
-    strip_own(response.headers_mut());
+    message::strip_own(response.headers_mut());
     response
 }

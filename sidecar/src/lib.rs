@@ -17,6 +17,7 @@ mod inbound;
 mod io;
 mod listener;
 mod live;
+mod message;
 mod outbound;
 mod policy;
 mod redirect;

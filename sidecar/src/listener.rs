@@ -6,7 +6,7 @@ use crate::{
     http1, http2,
     inbound::Inbound,
     io::{Io, Rewound},
-    outbound::Outbound,
+    outbound::{Outbound, Target, Tunnel},
     tcp,
     telemetry::metrics::{Connection, ConnectionState, Direction, ServiceSeries},
     tls::{HandshakeFailure, Sniffed, client_hello},
@@ -29,20 +29,6 @@ use weft_config::{
     identity::{MeshProtocol, ServiceName, parse_mesh_server_name},
     snapshot::{AppProtocol, Limits, MtlsMode, Served},
 };
-
-/// Where the connections of an outbound listener go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// To whatever each request names: HTTP proxy requests, `CONNECT`, HTTP/2 with prior knowledge.
-    Named,
-    /// All to one port of one service.
-    Service {
-        /// The service.
-        service: ServiceName,
-        /// Its port.
-        port: u16,
-    },
-}
 
 /// Ports of protocols whose server speaks first: waiting for the client's first bytes would only delay them.
 const SERVER_FIRST: [u16; 9] = [21, 22, 25, 110, 143, 587, 3306, 5672, 33060];
@@ -211,12 +197,12 @@ async fn connect(worker: Rc<Worker>, mut io: Io, limits: &Limits) {
         };
     let outbound = Outbound { worker: worker.clone(), target: Target::Named };
     match outbound.tunnel_to(&asked).await {
-        Ok(connect_request::Tunnel::Service { service, port }) => {
+        Ok(Tunnel::Service { service, port }) => {
             if io.write_all(connect_request::ESTABLISHED).await.is_ok() {
                 Box::pin(outbound_io(worker, io, Target::Service { service, port })).await;
             }
         }
-        Ok(connect_request::Tunnel::External(peer)) => {
+        Ok(Tunnel::External(peer)) => {
             if io.write_all(connect_request::ESTABLISHED).await.is_ok() {
                 relay(&worker, Direction::Outbound, &worker.passthrough(), io, peer, limits).await;
             }

@@ -2,6 +2,7 @@
 //! its host once and nothing else.
 
 use crate::{
+    message::split_authority,
     policy,
     telemetry::metrics::{Direction, Series, SeriesKey},
     upstream::Cluster,
@@ -171,33 +172,5 @@ impl Live {
             index,
             used: worker.shared.policy.get().and_then(|p| p.usage(&service.name)),
         }
-    }
-}
-
-/// Splits `host`, `host:port`, `[v6]` and `[v6]:port`.
-pub(crate) fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
-    let after_bracket = authority.rfind(']').map_or(0, |i| i + 1);
-    match authority[after_bracket..].rfind(':') {
-        Some(colon) => {
-            let colon = after_bracket + colon;
-            let port = authority[colon + 1..].parse().ok()?;
-            Some((&authority[..colon], Some(port)))
-        }
-        None => Some((authority, None)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn authorities_split_at_the_port() {
-        assert_eq!(split_authority("a"), Some(("a", None)));
-        assert_eq!(split_authority("a:80"), Some(("a", Some(80))));
-        assert_eq!(split_authority("[::1]:80"), Some(("[::1]", Some(80))));
-        assert_eq!(split_authority("[::1]"), Some(("[::1]", None)));
-        assert_eq!(split_authority("a:x"), None);
-        assert_eq!(split_authority("a:99999"), None);
     }
 }

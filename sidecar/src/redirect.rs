@@ -1,11 +1,14 @@
 //! Answers to requests whose rule says `RequestRedirect`: the Location as the Gateway API defines it.
 
-use crate::{body::Body, context::authority, live::split_authority};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use crate::{
+    body::Body,
+    message::{authority, split_authority},
+};
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use weft_config::snapshot::{Redirect, Rule};
 
 /// The redirect answer; `matched` is how many bytes of the path the rule's prefix took.
-pub(crate) fn answer(to: &Redirect, request: &Request<Body>, matched: usize, rule: &Rule) -> Response<Body> {
+pub(crate) fn answer(to: &Redirect, request: &Parts, matched: usize, rule: &Rule) -> Response<Body> {
     let mut response = Response::new(Body::Empty);
     match HeaderValue::try_from(location(to, request, matched)) {
         Ok(location) => {
@@ -21,23 +24,23 @@ pub(crate) fn answer(to: &Redirect, request: &Request<Body>, matched: usize, rul
 
 /// A redirect that names a scheme but no port goes to that scheme's own port; one that names neither keeps the
 /// request's port; ports that the scheme implies are left out.
-fn location(to: &Redirect, request: &Request<Body>, matched: usize) -> String {
+fn location(to: &Redirect, request: &Parts, matched: usize) -> String {
     let (own_host, own_port) = authority(request).and_then(split_authority).unwrap_or(("", None));
-    let own_scheme = request.uri().scheme_str().unwrap_or("http");
+    let own_scheme = request.uri.scheme_str().unwrap_or("http");
     let scheme = to.scheme.as_deref().unwrap_or(own_scheme);
     let host = to.host.as_deref().unwrap_or(own_host);
     let port = to.port.or(if to.scheme.is_some() { None } else { own_port });
     let port = port.filter(|p| !matches!((scheme, *p), ("http", 80) | ("https", 443)));
     let path = match &to.path {
-        Some(rewrite) => rewrite.apply(request.uri().path(), matched),
-        None => request.uri().path().to_owned(),
+        Some(rewrite) => rewrite.apply(request.uri.path(), matched),
+        None => request.uri.path().to_owned(),
     };
     let mut location = format!("{scheme}://{host}");
     if let Some(port) = port {
         location.push_str(&format!(":{port}"));
     }
     location.push_str(&path);
-    if let Some(query) = request.uri().query() {
+    if let Some(query) = request.uri.query() {
         location.push('?');
         location.push_str(query);
     }
@@ -71,9 +74,8 @@ mod tests {
             path,
             status: StatusCode::FOUND,
         };
-        let mut request = Request::new(Body::Empty);
-        *request.uri_mut() = "/a/b?q=1".parse().expect("uri");
-        request.headers_mut().insert(header::HOST, HeaderValue::from_static("shop:8080"));
-        assert_eq!(location(&to, &request, 2), expected);
+        let request =
+            http::Request::get("/a/b?q=1").header(header::HOST, "shop:8080").body(()).expect("valid");
+        assert_eq!(location(&to, &request.into_parts().0, 2), expected);
     }
 }

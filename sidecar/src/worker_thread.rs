@@ -1,7 +1,8 @@
 //! A worker's thread: its listeners, its housekeeping, and the commands that the control thread sends it.
 
 use crate::{
-    listener::{self, Target},
+    listener,
+    outbound::Target,
     telemetry::metrics::Direction,
     worker::{Shared, Worker},
 };

@@ -18,7 +18,7 @@ use crate::{
     io::Io,
 };
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header, request};
+use http::{Method, Response, StatusCode, header, request};
 use http_body::{Body as _, Frame, SizeHint};
 use std::{
     future::poll_fn,
@@ -104,16 +104,16 @@ impl Client {
             && self.wire.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
-    /// Sends `request` and returns when the head of its final response is there. The request's body is sent
-    /// meanwhile, and on while the response's body is read; the connection goes to `recycle` when both are over.
+    /// Sends a request and returns when the head of its final response is there. Its body is sent meanwhile, and on
+    /// while the response's body is read; the connection goes to `recycle` when both are over.
     /// Dropping the future, or the response's body before its end, closes the connection.
     pub(crate) async fn exchange(
         mut self: Box<Self>,
-        request: Request<Body>,
+        parts: &request::Parts,
+        body: Body,
         back: &dyn Back,
         recycle: Rc<dyn Recycle>,
     ) -> Result<Response<Body>, Failed> {
-        let (parts, body) = request.into_parts();
         let encoder = Encoder::request(&parts.method, &parts.headers, &body.size_hint());
         // A body in memory stays whole whatever happens to the copy that is sent.
         let whole = if let Body::Full(bytes) = &body { Some(bytes.clone()) } else { None };
@@ -130,19 +130,16 @@ impl Client {
         };
         let mut asked = Asked { progress: Progress::default(), interims: 0, heard: false };
         self.wire.forget_writes();
-        write::request_head(self.wire.out.buffer(), &parts, encoder);
+        write::request_head(self.wire.out.buffer(), parts, encoder);
         let loss = match poll_fn(|cx| self.poll_head(&mut upload, &mut asked, back, cx)).await {
-            Ok(head) => match self.deliver(&parts, head, upload, recycle) {
+            Ok(head) => match self.deliver(parts, head, upload, recycle) {
                 Ok(response) => return Ok(response),
-                Err(error) => return Err(Failed { error, request: None }),
+                Err(error) => return Err(Failed { error, body: None }),
             },
             Err(loss) => loss,
         };
         let intact = !asked.heard && (whole.is_some() || !upload.pump.has_taken());
-        let request = intact.then(|| {
-            let body = whole.map_or(upload.body, Body::Full);
-            Box::new(Request::from_parts(parts, body))
-        });
+        let body = intact.then(|| Box::new(whole.map_or(upload.body, Body::Full)));
         let mut error = match loss {
             Loss::Lost(None) if asked.heard => {
                 Error::new(Kind::Reset, "the upstream closed the connection in the middle of a response head")
@@ -158,7 +155,7 @@ impl Client {
             Loss::Request(error) => error,
         };
         error.sent = self.wire.wrote();
-        Err(Failed { error, request })
+        Err(Failed { error, body })
     }
 
     /// Sends what can be sent and reads until a final response's head is there.
@@ -372,4 +369,18 @@ fn is_interim(status: StatusCode) -> bool {
 
 fn bad_response(error: &Error) -> Error {
     Error::after_send(Kind::BadResponse, format!("the upstream's response cannot be used: {}", error.detail))
+}
+
+#[cfg(test)]
+impl Client {
+    /// [`Self::exchange`] of a whole request.
+    pub(super) async fn send(
+        self: Box<Self>,
+        request: http::Request<Body>,
+        back: &dyn Back,
+        recycle: Rc<dyn Recycle>,
+    ) -> Result<Response<Body>, Failed> {
+        let (parts, body) = request.into_parts();
+        self.exchange(&parts, body, back, recycle).await
+    }
 }

@@ -18,7 +18,7 @@ use crate::{
 };
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
-use http::{Method, Request, Response};
+use http::{Method, Response, request};
 use http_body::Body as _;
 use std::{
     cell::{Cell, RefCell},
@@ -106,27 +106,27 @@ impl Client {
     /// the body resets the stream.
     pub(crate) async fn exchange(
         &self,
-        request: Request<Body>,
+        parts: &request::Parts,
+        body: Body,
         back: &dyn Back,
     ) -> Result<Response<Body>, Failed> {
-        if let Err(error) = self.check(&request) {
-            return Err(Failed { error, request: Some(Box::new(request)) });
+        if let Err(error) = self.check(&parts.method) {
+            return Err(Failed { error, body: Some(Box::new(body)) });
         }
-        let mut head = translate::request_out(&request);
+        let mut head = translate::request_out(parts);
         if self.settings.http1_messages {
-            translate::case_out(head.headers_mut(), request.extensions());
+            translate::case_out(head.headers_mut(), &parts.extensions);
         }
-        let end = request.body().is_end_stream();
+        let end = body.is_end_stream();
         let open = self.live.begin();
         let sent = self.send.borrow_mut().send_request(head, end);
         let (reply, stream) = match sent {
             Ok(sent) => sent,
             Err(error) => {
                 let error = Error { sent: false, ..fault::upstream(&error) };
-                return Err(Failed { error, request: Some(Box::new(request)) });
+                return Err(Failed { error, body: Some(Box::new(body)) });
             }
         };
-        let (parts, body) = request.into_parts();
         // What could be sent again as it is.
         let again = match &body {
             _ if end => Some(Body::Empty),
@@ -137,15 +137,12 @@ impl Client {
         let mut exchange = Exchange { reply, upload };
         match poll_fn(|cx| exchange.poll(cx, back)).await {
             Ok(response) => Ok(self.hand_back(response, open, exchange.upload)),
-            Err(error) => {
-                let request = again.map(|body| Box::new(Request::from_parts(parts, body)));
-                Err(Failed { error, request })
-            }
+            Err(error) => Err(Failed { error, body: again.map(Box::new) }),
         }
     }
 
-    fn check(&self, request: &Request<Body>) -> Result<(), Error> {
-        if request.method() == Method::CONNECT {
+    fn check(&self, method: &Method) -> Result<(), Error> {
+        if *method == Method::CONNECT {
             return Err(Error::new(
                 Kind::NotImplemented,
                 "CONNECT is not sent over HTTP/2, only over HTTP/1.1",
@@ -270,5 +267,18 @@ impl Driver {
                 Poll::Ready(Verdict::Idle) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Client {
+    /// [`Self::exchange`] of a whole request.
+    pub(super) async fn send(
+        &self,
+        request: http::Request<Body>,
+        back: &dyn Back,
+    ) -> Result<Response<Body>, Failed> {
+        let (parts, body) = request.into_parts();
+        self.exchange(&parts, body, back).await
     }
 }

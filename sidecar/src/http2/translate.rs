@@ -4,6 +4,7 @@ use crate::http1::HeaderCase;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
     header::{CONNECTION, COOKIE, HOST, HeaderMap as Fields, TE, TRANSFER_ENCODING, UPGRADE},
+    request,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
@@ -47,10 +48,10 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) {
 }
 
 /// The head of `request` as an HTTP/2 client sends it. `request` stays whole, so that it can be sent again.
-pub(super) fn request_out<B>(request: &Request<B>) -> Request<()> {
-    let mut headers = request.headers().clone();
-    let mut uri = request.uri().clone();
-    if request.version() != Version::HTTP_2 {
+pub(super) fn request_out(request: &request::Parts) -> Request<()> {
+    let mut headers = request.headers.clone();
+    let mut uri = request.uri.clone();
+    if request.version != Version::HTTP_2 {
         strip_connection_fields(&mut headers);
         // A host that is no valid authority stays a field: the peer's own rules judge it.
         let host = headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
@@ -60,7 +61,7 @@ pub(super) fn request_out<B>(request: &Request<B>) -> Request<()> {
         }
     }
     let mut head = Request::new(());
-    *head.method_mut() = request.method().clone();
+    *head.method_mut() = request.method.clone();
     // h2 lets only an HTTP/1 request go without scheme and authority.
     *head.version_mut() = if uri.authority().is_some() { Version::HTTP_2 } else { Version::HTTP_11 };
     *head.uri_mut() = uri;
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     fn out(request: http::request::Builder) -> Request<()> {
-        request_out(&request.body(()).expect("a request"))
+        request_out(&request.body(()).expect("a request").into_parts().0)
     }
 
     #[test]

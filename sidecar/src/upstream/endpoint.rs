@@ -12,7 +12,7 @@ use crate::{
     http1, http2,
     telemetry::metrics::Retry,
 };
-use http::{Request, Response};
+use http::{Response, request};
 use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
@@ -133,35 +133,37 @@ impl Endpoint {
     pub(crate) async fn exchange(
         &self,
         wire: Wire,
-        request: Request<Body>,
+        head: &request::Parts,
+        body: Body,
         attempt: &Attempt<'_>,
     ) -> Result<Response<Body>, Failed> {
         match wire {
-            Wire::Http1 => self.exchange_http1(request, attempt).await,
-            Wire::Http2 | Wire::Http1Over2 => self.exchange_http2(wire, request, attempt).await,
+            Wire::Http1 => self.exchange_http1(head, body, attempt).await,
+            Wire::Http2 | Wire::Http1Over2 => self.exchange_http2(wire, head, body, attempt).await,
         }
     }
 
     async fn exchange_http1(
         &self,
-        mut request: Request<Body>,
+        head: &request::Parts,
+        mut body: Body,
         attempt: &Attempt<'_>,
     ) -> Result<Response<Body>, Failed> {
         if let Some(client) = self.pooled(attempt.limits.pool_idle_timeout) {
-            match client.exchange(request, attempt.back, self.pool.clone()).await {
+            match client.exchange(head, body, attempt.back, self.pool.clone()).await {
                 Ok(response) => return Ok(response),
-                Err(Failed { error, request: Some(again) })
-                    if error.kind == Kind::Reset && (!error.sent || again.method().is_idempotent()) =>
+                Err(Failed { error, body: Some(again) })
+                    if error.kind == Kind::Reset && (!error.sent || head.method.is_idempotent()) =>
                 {
                     attempt.connector.shard.retry(Retry::IdleClose);
-                    request = *again;
+                    body = *again;
                 }
                 Err(failed) => return Err(failed),
             }
         }
         match self.connect_http1(attempt).await {
-            Ok(client) => client.exchange(request, attempt.back, self.pool.clone()).await,
-            Err(error) => Err(Failed { error, request: Some(Box::new(request)) }),
+            Ok(client) => client.exchange(head, body, attempt.back, self.pool.clone()).await,
+            Err(error) => Err(Failed { error, body: Some(Box::new(body)) }),
         }
     }
 
@@ -204,19 +206,20 @@ impl Endpoint {
     async fn exchange_http2(
         &self,
         wire: Wire,
-        mut request: Request<Body>,
+        head: &request::Parts,
+        mut body: Body,
         attempt: &Attempt<'_>,
     ) -> Result<Response<Body>, Failed> {
         let mut fresh = false;
         loop {
             let client = match self.multiplexed(wire, &mut fresh, attempt).await {
                 Ok(client) => client,
-                Err(error) => return Err(Failed { error, request: Some(Box::new(request)) }),
+                Err(error) => return Err(Failed { error, body: Some(Box::new(body)) }),
             };
-            match client.exchange(request, attempt.back).await {
-                Err(Failed { error, request: Some(again) }) if !error.sent && !fresh => {
+            match client.exchange(head, body, attempt.back).await {
+                Err(Failed { error, body: Some(again) }) if !error.sent && !fresh => {
                     attempt.connector.shard.retry(Retry::IdleClose);
-                    request = *again;
+                    body = *again;
                 }
                 outcome => return outcome,
             }

@@ -21,7 +21,7 @@ async fn exchange(
         head
     };
     let back = Interims::default();
-    let (head, result) = join!(upstream, client.exchange(request, &back, pool.clone()));
+    let (head, result) = join!(upstream, client.send(request, &back, pool.clone()));
     (head, result, pool)
 }
 
@@ -45,7 +45,7 @@ fn a_connection_comes_back_when_the_response_is_read() {
                 assert_eq!(peer.read_until("\r\n\r\n").await, "GET /a?b HTTP/1.1\r\nHost: a\r\n\r\n");
                 peer.send(OK).await;
             };
-            let exchange = client.take().unwrap().exchange(get("/a?b"), &back, pool.clone());
+            let exchange = client.take().unwrap().send(get("/a?b"), &back, pool.clone());
             let ((), response) = join!(upstream, exchange);
             let response = response.ok().unwrap();
             assert_eq!(response.status(), 200);
@@ -76,19 +76,19 @@ fn a_close_in_place_of_an_answer_gives_the_request_back() {
             let (client, peer) = connected();
             drop(peer);
             let request = Request::post("/").header("host", "a").body(body).unwrap();
-            let result = client.exchange(request, &Interims::default(), Rc::new(Pool::default())).await;
+            let result = client.send(request, &Interims::default(), Rc::new(Pool::default())).await;
             let failed = result.err().unwrap();
             assert_eq!(failed.error.kind, Kind::Reset);
             assert!(!failed.error.sent, "the pipe was closed before a byte went in");
-            assert_eq!(failed.request.is_some(), intact);
+            assert_eq!(failed.body.is_some(), intact);
         }
         // Sent, and closed without a word: nobody knows whether it was acted on, but it can be sent again.
         let (head, result, _) = exchange(Request::post("/").body(Body::full("abc")).unwrap(), "").await;
         let failed = result.err().unwrap();
         assert!(head.starts_with("POST / HTTP/1.1\r\n"));
         assert!(failed.error.sent);
-        let request = failed.request.unwrap();
-        assert_eq!(collect(request.into_body()).await.unwrap().0, "abc");
+        let body = *failed.body.unwrap();
+        assert_eq!(collect(body).await.unwrap().0, "abc");
     });
 }
 
@@ -98,11 +98,11 @@ fn a_request_of_which_something_was_taken_is_not_given_back() {
         let (sender, body) = channel();
         sender.send(Ok("some".into())).unwrap();
         let (_, result, _) = exchange(Request::post("/").body(body).unwrap(), "").await;
-        assert!(result.err().unwrap().request.is_none());
+        assert!(result.err().unwrap().body.is_none());
         let (_, result, _) = exchange(get("/"), "HTTP/1.1 2").await;
         let failed = result.err().unwrap();
         assert_eq!(failed.error.kind, Kind::Reset);
-        assert!(failed.request.is_none(), "an answer had begun");
+        assert!(failed.body.is_none(), "an answer had begun");
     });
 }
 
@@ -179,7 +179,7 @@ fn interim_responses_are_passed_on_without_what_is_for_one_hop() {
             peer.send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\nX: y\r\n\r\n").await;
             peer.send(format!("HTTP/1.1 102 Processing\r\n\r\n{OK}")).await;
         };
-        let ((), response) = join!(upstream, client.exchange(get("/"), &back, Rc::new(Pool::default())));
+        let ((), response) = join!(upstream, client.send(get("/"), &back, Rc::new(Pool::default())));
         assert_eq!(response.ok().unwrap().status(), 200);
         let interims = back.0.borrow();
         assert_eq!(interims.iter().map(|head| head.status().as_u16()).collect::<Vec<_>>(), [103, 102]);
@@ -207,7 +207,7 @@ fn a_body_waits_for_100_continue_but_not_for_ever() {
                 peer.read_until("abc").await;
                 peer.send(OK).await;
             };
-            let exchange = client.exchange(expecting(Body::full("abc")), &back, Rc::new(Pool::default()));
+            let exchange = client.send(expecting(Body::full("abc")), &back, Rc::new(Pool::default()));
             let ((), response) = join!(upstream, exchange);
             assert_eq!(response.ok().unwrap().status(), 200);
             assert_eq!(back.0.borrow().len(), usize::from(answers));
@@ -237,7 +237,7 @@ fn an_early_response_is_read_while_the_upload_goes_on() {
             peer.read_until("\r\n\r\n").await;
             peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
         };
-        let ((), response) = join!(early, client.exchange(request, &back, pool.clone()));
+        let ((), response) = join!(early, client.send(request, &back, pool.clone()));
         let mut body = response.ok().unwrap().into_body();
         // An echo: every piece goes up and comes down while both bodies are open.
         for _ in 0..3 {
@@ -276,7 +276,7 @@ fn request_and_response_trailers_pass() {
         };
         let request = Request::post("/").header("host", "a").body(body).unwrap();
         let back = Interims::default();
-        let ((), response) = join!(upstream, client.exchange(request, &back, Rc::new(Pool::default())));
+        let ((), response) = join!(upstream, client.send(request, &back, Rc::new(Pool::default())));
         let (_, trailers) = collect(response.ok().unwrap().into_body()).await.unwrap();
         assert_eq!(trailers.unwrap()["x-end"], "8");
     });
@@ -289,7 +289,7 @@ fn a_body_that_fails_fails_the_request_with_its_own_error() {
         let (sender, body) = channel();
         sender.send(Err(Error::new(Kind::Gone, "left"))).unwrap();
         let request = Request::post("/").header("host", "a").body(body).unwrap();
-        let result = client.exchange(request, &Interims::default(), Rc::new(Pool::default())).await;
+        let result = client.send(request, &Interims::default(), Rc::new(Pool::default())).await;
         assert_eq!(result.err().unwrap().error.kind, Kind::Gone);
     });
 }

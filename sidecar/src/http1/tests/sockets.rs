@@ -137,7 +137,7 @@ fn over_tls_a_message_is_as_few_records_as_can_hold_it() {
             down.set(0);
             let body = Body::full(vec![b'y'; sent]);
             let request = Request::post(format!("/{received}")).header("host", "a").body(body).unwrap();
-            let response = client.exchange(request, &Interims::default(), pool.clone()).await.ok().unwrap();
+            let response = client.send(request, &Interims::default(), pool.clone()).await.ok().unwrap();
             assert_eq!(collect(response.into_body()).await.unwrap().0.len(), received);
             assert_eq!((up.get(), down.get()), (most_up, most_down), "for {sent} and {received} bytes");
             client = pool.0.borrow_mut().pop().unwrap();

@@ -14,7 +14,7 @@ fn proxy(pipe: usize) -> (Served, tokio::sync::mpsc::UnboundedReceiver<Peer>) {
             sender.send(Peer(far)).ok().unwrap();
             strip_hop_by_hop(request.headers_mut(), true);
             let client = Box::new(Client::new(Io::memory(near), Settings::default()));
-            match client.exchange(request, back, Rc::new(Pool::default())).await {
+            match client.send(request, back, Rc::new(Pool::default())).await {
                 Ok(mut response) => {
                     strip_hop_by_hop(response.headers_mut(), true);
                     response

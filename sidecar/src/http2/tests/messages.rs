@@ -103,7 +103,7 @@ async fn interim_responses_are_passed_on() {
         };
         let (client, _drain) = mesh(app, brief()).await;
         let heard = Heard::default();
-        let response = client.exchange(get("/"), &heard).await.ok().expect("a response");
+        let response = client.send(get("/"), &heard).await.ok().expect("a response");
         assert_eq!(response.status(), 200);
         assert_eq!(
             *heard.0.borrow(),
@@ -237,7 +237,7 @@ async fn our_client_sends_no_connect() {
         let (client, _drain) = mesh(echo, brief()).await;
         let request = Request::connect("db:5432").body(Body::Empty).expect("a request");
         let failed = send(&client, request).await.err().expect("refused");
-        assert_eq!((failed.error.kind, failed.request.is_some()), (Kind::NotImplemented, true));
+        assert_eq!((failed.error.kind, failed.body.is_some()), (Kind::NotImplemented, true));
     })
     .await;
 }

@@ -99,7 +99,7 @@ fn post(body: Body) -> Request<Body> {
 }
 
 async fn send(client: &Client, request: Request<Body>) -> Result<Response<Body>, Failed> {
-    client.exchange(request, &Heard::default()).await
+    client.send(request, &Heard::default()).await
 }
 
 async fn text(response: Response<Body>) -> String {

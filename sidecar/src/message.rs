@@ -1,0 +1,180 @@
+//! What both directions do to a message's head: one form of the path, no fields of the connection, none of our own names
+//! from outside the mesh.
+
+use crate::{
+    error::{Error, Kind},
+    http1,
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Authority,
+};
+use smallvec::SmallVec;
+use std::borrow::Cow;
+use weft_config::{matching::normalize_path, snapshot::Filters};
+
+/// Says which kind of error of ours an answer is.
+pub(crate) const WEFT_ERROR: HeaderName = HeaderName::from_static("weft-error");
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// Brings a request into the form in which it is judged, routed and sent on. `trusted` if it comes from a sidecar, which
+/// may say things in our name. Says whether the request wants a connection of its own.
+pub(crate) fn prepare(request: &mut Parts, trusted: bool) -> Result<bool, Error> {
+    let upgrade = request.version != Version::HTTP_2 && request.headers.contains_key(header::UPGRADE);
+    let tunnel = upgrade || request.method == Method::CONNECT;
+    http1::strip_hop_by_hop(&mut request.headers, upgrade);
+    if !trusted {
+        strip_own(&mut request.headers);
+    }
+    if request.method != Method::CONNECT {
+        normalise(request)?;
+    }
+    Ok(tunnel)
+}
+
+/// Puts the host of an HTTP/2 request where routes look for it, whatever the protocol calls it.
+pub(crate) fn ensure_host(request: &mut Parts) {
+    if request.version == Version::HTTP_2
+        && !request.headers.contains_key(header::HOST)
+        && let Some(host) = request.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok())
+    {
+        request.headers.insert(header::HOST, host);
+    }
+}
+
+/// Rewrites the path into its normal form if it is not in it.
+fn normalise(request: &mut Parts) -> Result<(), Error> {
+    let path = request.uri.path();
+    if path == "*" {
+        return Ok(());
+    }
+    match normalize_path(path) {
+        Ok(Cow::Borrowed(_)) => Ok(()),
+        Ok(Cow::Owned(path)) => set_path(request, &path),
+        Err(reason) => Err(Error::new(
+            Kind::BadRequest,
+            format!("the path cannot be brought into normal form: {reason}"),
+        )),
+    }
+}
+
+/// Replaces the path, keeping the query.
+fn set_path(request: &mut Parts, path: &str) -> Result<(), Error> {
+    let mut parts = request.uri.clone().into_parts();
+    let target = match request.uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let invalid = |_| Error::new(Kind::BadRequest, "the rewritten path is not a valid URI path");
+    parts.path_and_query = Some(target.try_into().map_err(invalid)?);
+    request.uri = Uri::from_parts(parts).map_err(|_| invalid_uri())?;
+    Ok(())
+}
+
+fn set_host(request: &mut Parts, host: &HeaderValue) -> Result<(), Error> {
+    if request.uri.authority().is_some() {
+        let mut parts = request.uri.clone().into_parts();
+        parts.authority = Some(Authority::try_from(host.as_bytes()).map_err(|_| invalid_uri())?);
+        request.uri = Uri::from_parts(parts).map_err(|_| invalid_uri())?;
+    }
+    request.headers.insert(header::HOST, host.clone());
+    Ok(())
+}
+
+fn invalid_uri() -> Error {
+    Error::new(Kind::BadRequest, "the request target is not a valid URI")
+}
+
+/// Changes a request as the filters of its rule or backend say; `matched` is how much of the path the rule took.
+pub(crate) fn apply(filters: &Filters, matched: usize, request: &mut Parts) -> Result<(), Error> {
+    if filters.is_empty() {
+        return Ok(());
+    }
+    if let Some(rewrite) = &filters.path {
+        let path = rewrite.apply(request.uri.path(), matched);
+        set_path(request, &path)?;
+    }
+    if let Some(host) = &filters.host {
+        set_host(request, host)?;
+    }
+    filters.request.apply(&mut request.headers);
+    Ok(())
+}
+
+/// Removes fields that only sidecars may set.
+pub(crate) fn strip_own(headers: &mut HeaderMap) {
+    let own: SmallVec<[HeaderName; 2]> =
+        headers.keys().filter(|name| name.as_str().starts_with("weft-")).cloned().collect();
+    for name in own {
+        headers.remove(name);
+    }
+}
+
+/// The host that a request names: of its target if it has one, else its `Host` field.
+pub(crate) fn authority(request: &Parts) -> Option<&str> {
+    match request.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers.get(header::HOST)?.to_str().ok(),
+    }
+}
+
+/// Splits `host`, `host:port`, `[v6]` and `[v6]:port`.
+pub(crate) fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
+    let after_bracket = authority.rfind(']').map_or(0, |i| i + 1);
+    match authority[after_bracket..].rfind(':') {
+        Some(colon) => {
+            let colon = after_bracket + colon;
+            let port = authority[colon + 1..].parse().ok()?;
+            Some((&authority[..colon], Some(port)))
+        }
+        None => Some((authority, None)),
+    }
+}
+
+/// True for gRPC in any of its content types.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|v| {
+        let rest = v.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|r| matches!(r.first(), None | Some(b'+' | b';')))
+    })
+}
+
+/// The gRPC status in these headers or trailers.
+pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_names_from_outside_are_removed() {
+        let mut headers = HeaderMap::new();
+        headers.insert("weft-error", HeaderValue::from_static("x"));
+        headers.insert("weft-anything", HeaderValue::from_static("x"));
+        headers.insert("weftless", HeaderValue::from_static("x"));
+        strip_own(&mut headers);
+        assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn authorities_split_at_the_port() {
+        assert_eq!(split_authority("a"), Some(("a", None)));
+        assert_eq!(split_authority("a:80"), Some(("a", Some(80))));
+        assert_eq!(split_authority("[::1]:80"), Some(("[::1]", Some(80))));
+        assert_eq!(split_authority("[::1]"), Some(("[::1]", None)));
+        assert_eq!(split_authority("a:x"), None);
+        assert_eq!(split_authority("a:99999"), None);
+    }
+
+    #[test]
+    fn grpc_is_told_by_content_type() {
+        let with = |v: &'static str| {
+            let mut h = HeaderMap::new();
+            h.insert(header::CONTENT_TYPE, HeaderValue::from_static(v));
+            is_grpc(&h)
+        };
+        assert!(with("application/grpc") && with("application/grpc+proto") && with("application/grpc; x=y"));
+        assert!(!with("application/grpc-web") && !with("application/json"));
+    }
+}

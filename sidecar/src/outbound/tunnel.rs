@@ -1,0 +1,102 @@
+//! Connections that are no requests: where a `CONNECT` leads, and opaque bytes to a service.
+
+use super::{Outbound, destination::external};
+use crate::{
+    error::{Error, Kind},
+    io::Io,
+    message::split_authority,
+    upstream::InFlight,
+};
+use http::uri::Authority;
+use weft_config::{
+    identity::{MeshProtocol, ServiceName},
+    snapshot::{OutboundMode, Snapshot},
+};
+
+/// Where a `CONNECT` leads.
+pub(crate) enum Tunnel {
+    /// A service: what follows is looked into as on a listener of its own, so gRPC clients that use a proxy get all of
+    /// the mesh.
+    Service {
+        /// The service.
+        service: ServiceName,
+        /// Its port.
+        port: u16,
+    },
+    /// A host outside of the mesh, connected.
+    External(Io),
+}
+
+impl Outbound {
+    /// Finds where a `CONNECT` leads; connects at once if that is outside of the mesh.
+    pub(crate) async fn tunnel_to(&self, authority: &Authority) -> Result<Tunnel, Error> {
+        let worker = &self.worker;
+        let live = worker.live();
+        let text = authority.as_str();
+        if let Some(found) = live.by_authority(worker, text) {
+            return Ok(Tunnel::Service { service: found.name().clone(), port: found.port().port });
+        }
+        let (host, port) = match split_authority(text) {
+            Some((host, Some(port))) => (host, port),
+            _ => return Err(Error::new(Kind::BadRequest, format!("`{text}` is not a host and port"))),
+        };
+        if let Some(service) = Snapshot::host_candidates(host, worker.namespace())
+            && let Some(found) = worker.ask_for(service).await?.by_authority(worker, text)
+        {
+            return Ok(Tunnel::Service { service: found.name().clone(), port: found.port().port });
+        }
+        if live.snapshot.mesh.outbound == OutboundMode::RegistryOnly {
+            return Err(Error::new(
+                Kind::UnknownService,
+                format!("no service is called `{host}`, and MeshPolicy's `outbound` is registryOnly"),
+            ));
+        }
+        let cluster = external(worker, text, host, port).await?;
+        let mut tried = Vec::new();
+        loop {
+            let flight = cluster.pick(&tried).filter(|_| tried.len() < cluster.len()).ok_or_else(|| {
+                Error::new(Kind::Connect, format!("no address of {text} takes a connection"))
+            })?;
+            let limit = live.snapshot.mesh.limits.connect_timeout;
+            match worker.connector.tcp(flight.endpoint().place.address, limit).await {
+                Ok(stream) => return Ok(Tunnel::External(Io::plain(stream))),
+                Err(_) => tried.push(flight.endpoint().clone()),
+            }
+        }
+    }
+
+    /// Opens an opaque connection to a service; tries each endpoint at most once, three in all.
+    pub(crate) async fn open_tcp(&self, service: &ServiceName, port: u16) -> Result<(Io, InFlight), Error> {
+        let worker = &self.worker;
+        let mut live = worker.live();
+        if live.by_service(worker, service, port).is_none() {
+            live = worker.ask_for(service.clone()).await?;
+        }
+        let found = live.by_service(worker, service, port).ok_or_else(|| {
+            Error::new(Kind::UnknownService, format!("{service}:{port} is not known (yet); see /config_dump"))
+        })?;
+        let cluster = &found.own.cluster;
+        let mut tried = Vec::new();
+        let mut last = None;
+        while tried.len() < cluster.len().min(3) {
+            let Some(flight) = cluster.pick(&tried) else { break };
+            let endpoint = flight.endpoint().clone();
+            let limits = &live.snapshot.mesh.limits;
+            let connected =
+                worker.connector.connect(&endpoint.place, service, port, MeshProtocol::Tcp, limits).await;
+            match connected {
+                Ok(io) => return Ok((io, flight)),
+                Err(error) => {
+                    last = Some(error);
+                    tried.push(endpoint);
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            Error::new(
+                Kind::NoEndpoint,
+                format!("{service}:{port} has no endpoint; is a workload of it running?"),
+            )
+        }))
+    }
+}
