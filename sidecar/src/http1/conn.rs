@@ -29,8 +29,8 @@ use tokio::time::{Instant, Sleep, sleep};
 /// Bytes read ahead while nobody asks for them: what is read to notice that the client went away.
 const AHEAD: usize = 16 * 1024;
 
-/// How long a client that closed its sending side, and did not say before that it would, still gets an answer
-/// without any of it moving.
+/// How long a client that closed its sending side after saying that it would still gets an answer without any of it
+/// moving.
 const HALF_CLOSED: Duration = Duration::from_secs(1);
 
 /// An unread body up to this size is read and dropped to keep the connection.
@@ -155,8 +155,8 @@ impl Conn {
         if !self.body.is_done() && self.wire.input.is_empty() {
             return Poll::Ready(());
         }
-        if self.last_request {
-            return Poll::Pending;
+        if !self.last_request {
+            return Poll::Ready(());
         }
         self.patience.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED))).as_mut().poll(cx)
     }

@@ -1,9 +1,9 @@
 //! Serves one downstream connection: reads requests one after another, has each answered, writes the answers.
 //!
-//! A client that closes its sending side may be gone, or only have nothing more to ask; TCP does not tell. One that
-//! said so before (`Connection: close`, HTTP/1.0) is taken at its word and gets its whole answer, as HAProxy does.
-//! From any other client the close means that nobody waits any more, as nginx has it, except that an answer which is
-//! quick still arrives: the request is dropped when nothing of it moved for a second. A reset drops it at once.
+//! A client that closes its sending side may be gone, or only have nothing more to ask; TCP does not tell. From most
+//! clients it means that nobody waits any more, and everything downstream of the request is cancelled at once, as nginx
+//! and Envoy have it. One that said so before (`Connection: close`, HTTP/1.0) may have closed one side only, and still
+//! gets an answer until nothing of it moved for a second. A reset ends either at once.
 
 use super::{
     Settings,
