@@ -14,6 +14,7 @@ use crate::{
     live::{Live, LivePort},
     message, redirect,
     telemetry::metrics::Direction,
+    upstream::Cluster,
     worker::Worker,
 };
 use attempts::Attempts;
@@ -23,7 +24,7 @@ use std::rc::Rc;
 use weft_config::{
     identity::ServiceName,
     matching::RequestView,
-    snapshot::{Action, Calls},
+    snapshot::{Action, Calls, Limits},
 };
 
 /// Where the connections of an outbound listener go.
@@ -74,21 +75,14 @@ impl Outbound {
         let tunnel = message::prepare(head, false)?;
         message::ensure_host(head);
         let limits = &live.snapshot.mesh.limits;
-        let port = match self.destination(live, head).await? {
-            Destination::Service(port) => port,
-            Destination::External(cluster) => {
-                let calls = Calls::default();
-                let to = Attempts {
-                    worker: &self.worker,
-                    limits,
-                    calls: &calls,
-                    cluster: &cluster,
-                    backend: None,
-                    tunnel,
-                    back,
-                };
-                return to.run(call, head, body).await;
-            }
+        let port = match self.known(live, head) {
+            Some(port) => port,
+            None => match Box::pin(self.find(live, head)).await? {
+                Destination::Service(port) => port,
+                Destination::External(cluster) => {
+                    return Box::pin(self.outside(call, limits, cluster, tunnel, head, body, back)).await;
+                }
+            },
         };
         call.series = Some(port.unrouted.clone());
         call.note(|log| log.service = port.name().to_string());
@@ -142,6 +136,33 @@ impl Outbound {
         backend.filters.response.apply(response.headers_mut());
         rule.filters.response.apply(response.headers_mut());
         Ok(response)
+    }
+}
+
+impl Outbound {
+    /// A request to a host outside of the mesh.
+    #[allow(clippy::too_many_arguments)]
+    async fn outside(
+        &self,
+        call: &mut Call,
+        limits: &Limits,
+        cluster: Rc<Cluster>,
+        tunnel: bool,
+        head: &mut Parts,
+        body: Body,
+        back: &dyn Back,
+    ) -> Result<Response<Body>, Error> {
+        let calls = Calls::default();
+        let to = Attempts {
+            worker: &self.worker,
+            limits,
+            calls: &calls,
+            cluster: &cluster,
+            backend: None,
+            tunnel,
+            back,
+        };
+        to.run(call, head, body).await
     }
 }
 

@@ -24,14 +24,19 @@ pub(super) enum Destination {
 }
 
 impl Outbound {
-    /// Finds where the request goes; asks the control plane once for a name that is not known yet.
-    pub(super) async fn destination(&self, live: &Rc<Live>, request: &Parts) -> Result<Destination, Error> {
+    /// Where the request goes, if that is known already.
+    pub(super) fn known(&self, live: &Live, request: &Parts) -> Option<Rc<LivePort>> {
+        match &self.target {
+            Target::Service { service, port } => live.by_service(&self.worker, service, *port),
+            Target::Named => live.by_authority(&self.worker, authority(request)?),
+        }
+    }
+
+    /// Finds where a request goes whose destination is not known yet: asks the control plane once, then the resolver.
+    pub(super) async fn find(&self, live: &Rc<Live>, request: &Parts) -> Result<Destination, Error> {
         let worker = &self.worker;
         if let Target::Service { service, port } = &self.target {
-            let found = match live.by_service(worker, service, *port) {
-                Some(found) => Some(found),
-                None => worker.ask_for(service.clone()).await?.by_service(worker, service, *port),
-            };
+            let found = worker.ask_for(service.clone()).await?.by_service(worker, service, *port);
             return found.map(Destination::Service).ok_or_else(|| {
                 Error::new(
                     Kind::UnknownService,
@@ -42,9 +47,6 @@ impl Outbound {
         let Some(authority) = authority(request) else {
             return Err(Error::new(Kind::BadRequest, "the request names no host"));
         };
-        if let Some(found) = live.by_authority(worker, authority) {
-            return Ok(Destination::Service(found));
-        }
         let Some((host, port)) = split_authority(authority).filter(|(host, _)| !host.is_empty()) else {
             return Err(Error::new(Kind::BadRequest, format!("`{authority}` is not a host and port")));
         };

@@ -161,7 +161,8 @@ impl Endpoint {
                 Err(failed) => return Err(failed),
             }
         }
-        match self.connect_http1(attempt).await {
+        // Boxed, here and below: most requests find a connection, and should not carry room for the making of one.
+        match Box::pin(self.connect_http1(attempt)).await {
             Ok(client) => client.exchange(head, body, attempt.back, self.pool.clone()).await,
             Err(error) => Err(Failed { error, body: Some(Box::new(body)) }),
         }
@@ -212,9 +213,12 @@ impl Endpoint {
     ) -> Result<Response<Body>, Failed> {
         let mut fresh = false;
         loop {
-            let client = match self.multiplexed(wire, &mut fresh, attempt).await {
-                Ok(client) => client,
-                Err(error) => return Err(Failed { error, body: Some(Box::new(body)) }),
+            let client = match self.with_free_stream(wire) {
+                Some(client) => client,
+                None => match Box::pin(self.connect_http2(wire, &mut fresh, attempt)).await {
+                    Ok(client) => client,
+                    Err(error) => return Err(Failed { error, body: Some(Box::new(body)) }),
+                },
             };
             match client.exchange(head, body, attempt.back).await {
                 Err(Failed { error, body: Some(again) }) if !error.sent && !fresh => {
@@ -226,27 +230,26 @@ impl Endpoint {
         }
     }
 
-    /// A usable HTTP/2 connection with a free stream; makes one if there is none. `fresh` says if it was made now.
-    async fn multiplexed(
+    /// A usable HTTP/2 connection with a free stream, if there is one.
+    fn with_free_stream(&self, wire: Wire) -> Option<Rc<http2::Client>> {
+        let mut list = self.pool.http2.borrow_mut();
+        list.retain(|(_, c)| c.is_usable());
+        list.iter()
+            .filter(|(w, c)| *w == wire && c.in_flight() < c.max_streams())
+            .min_by_key(|(_, c)| c.in_flight())
+            .map(|(_, c)| c.clone())
+    }
+
+    /// Makes an HTTP/2 connection, or waits for the one that somebody else makes. `fresh` says if it was made here.
+    async fn connect_http2(
         &self,
         wire: Wire,
         fresh: &mut bool,
         attempt: &Attempt<'_>,
     ) -> Result<Rc<http2::Client>, Error> {
-        let find = || {
-            let mut list = self.pool.http2.borrow_mut();
-            list.retain(|(_, c)| c.is_usable());
-            list.iter()
-                .filter(|(w, c)| *w == wire && c.in_flight() < c.max_streams())
-                .min_by_key(|(_, c)| c.in_flight())
-                .map(|(_, c)| c.clone())
-        };
-        if let Some(client) = find() {
-            return Ok(client);
-        }
         let slot = usize::from(wire == Wire::Http2);
         let _turn = self.pool.connecting[slot].lock().await;
-        if let Some(client) = find() {
+        if let Some(client) = self.with_free_stream(wire) {
             return Ok(client);
         }
         if self.pool.http2.borrow().len() >= attempt.limits.pool_connections {
