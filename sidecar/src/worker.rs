@@ -12,6 +12,7 @@ use crate::{
         metrics::{Metrics, ServiceSeries, Shard},
     },
     tls::Tls,
+    traffic::chain::Chains,
     upstream::{Cluster, Connector, Endpoint, guard::Guards},
 };
 use arc_swap::ArcSwap;
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     changed: tokio::sync::watch::Sender<u64>,
     /// Set once policy has a source.
     pub(crate) policy: OnceLock<policy::Handle>,
+    /// The open requests to our application, by trace.
+    pub(crate) chains: Chains,
     /// Connections and requests that are open, over all workers.
     pub(crate) open: AtomicUsize,
     /// Addresses that this process itself listens on: calls that lead back here would loop.
@@ -77,6 +80,7 @@ impl Shared {
             generation: AtomicU64::new(0),
             changed: tokio::sync::watch::channel(0).0,
             policy: OnceLock::new(),
+            chains: Chains::default(),
             open: AtomicUsize::new(0),
             own_addresses: OnceLock::new(),
         }

@@ -23,6 +23,8 @@ pub(super) fn collect(metrics: &Metrics) -> Vec<MetricFamily> {
     retries(metrics, &mut out);
     errors(metrics, &mut out);
     denials(metrics, &mut out);
+    deprecations(metrics, &mut out);
+    paths(metrics, &mut out);
     connections(metrics, &mut out);
     handshakes(metrics, &mut out);
     identity(metrics, &mut out);
@@ -132,6 +134,49 @@ fn denials(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     family.done(out);
 }
 
+fn deprecations(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
+    let mut family = Family::counter(
+        "weft_deprecated_calls_total",
+        "Calls of the application to what policy says is going away, by what was called.",
+    );
+    for (of, cells, _) in metrics.deprecated.all() {
+        let count: u64 = cells.iter().map(Cell::get).sum();
+        family.sample(&[("of", &*of)], count as f64);
+    }
+    family.done(out);
+}
+
+fn paths(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
+    let mut seconds = Family::counter(
+        "weft_critical_path_seconds_total",
+        "Time of requests to the application, by what they waited for; upstream is empty for its own work.",
+    );
+    let mut requests = Family::counter(
+        "weft_critical_path_requests_total",
+        "Requests to the application whose time is in weft_critical_path_seconds_total.",
+    );
+    let mut unjoined = Family::counter(
+        "weft_chain_unjoined_total",
+        "Requests to the application not joined to its own calls because too many were open, in all or in one trace.",
+    );
+    for (service, series, _) in metrics.paths.all() {
+        let sum = series.sum();
+        let labels = [("service", &*service), ("upstream", ""), ("route", "")];
+        seconds.sample(&labels, sum.own.as_secs_f64());
+        requests.sample(&[("service", &*service)], sum.requests as f64);
+        unjoined.sample(&[("service", &*service)], sum.unjoined as f64);
+    }
+    for ((upstream, route), series, _) in metrics.path_upstreams.all() {
+        for (service, waited) in series.sum() {
+            let labels = [("service", &*service), ("upstream", &*upstream), ("route", &*route)];
+            seconds.sample(&labels, waited.as_secs_f64());
+        }
+    }
+    seconds.done(out);
+    requests.done(out);
+    unjoined.done(out);
+}
+
 fn connections(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     let mut total = Family::counter("weft_connections_total", "Downstream connections accepted.");
     let mut now = Family::gauge("weft_connections", "Downstream connections that are there now, a number.");
@@ -223,6 +268,9 @@ fn losses(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     overflow.sample(&[("table", "requests")], metrics.requests.overflows() as f64);
     overflow.sample(&[("table", "services")], metrics.services.overflows() as f64);
     overflow.sample(&[("table", "rules")], metrics.rules.overflows() as f64);
+    overflow.sample(&[("table", "deprecated")], metrics.deprecated.overflows() as f64);
+    overflow.sample(&[("table", "paths")], metrics.paths.overflows() as f64);
+    overflow.sample(&[("table", "path_upstreams")], metrics.path_upstreams.overflows() as f64);
     overflow.done(out);
     Family::counter(
         "weft_access_log_dropped_total",

@@ -11,6 +11,7 @@
 mod families;
 mod interned;
 mod labels;
+mod paths;
 mod process;
 mod series;
 mod shard;
@@ -18,10 +19,12 @@ mod shard;
 mod tests;
 
 pub(crate) use labels::{AttemptResult, ConnectionState, Direction, Retry};
+pub(crate) use paths::{Path, PathUpstream};
 pub(crate) use series::{Series, SeriesKey, ServiceSeries};
 pub(crate) use shard::{Connection, Shard};
 
 use interned::Interned;
+use paths::PathSeries;
 use prometheus::{Encoder, TextEncoder};
 use shard::{Cell, Cells, Denials};
 use std::{
@@ -41,6 +44,8 @@ const SERIES_LIMIT: usize = 4096;
 const SERVICE_LIMIT: usize = 4096;
 /// Authorization rules with series of their own.
 const RULE_LIMIT: usize = 1024;
+/// Things with a deprecation whose calls are told apart; also what one report to the control plane holds.
+const DEPRECATED_LIMIT: usize = 256;
 /// A series that policy no longer names is kept this long, so that a scraper sees its last value.
 const KEEP_UNUSED: Duration = Duration::from_secs(600);
 /// Longest value of a label that is set while the process runs.
@@ -54,6 +59,12 @@ pub(crate) struct Metrics {
     services: Interned<Arc<str>, ServiceSeries>,
     /// Denials per authorization rule, each with one cell a worker.
     rules: Interned<Arc<str>, Denials>,
+    /// Calls per deprecated thing, each with one cell a worker.
+    deprecated: Interned<Arc<str>, Denials>,
+    /// Where the time of requests to each service that is served here went.
+    paths: Interned<Arc<str>, PathSeries>,
+    /// What they waited for, by service and route.
+    path_upstreams: Interned<(Arc<str>, Arc<str>), PathUpstream>,
     /// What only the control runtime (or a rare event on any thread) counts: ordinary atomic additions.
     renewals_ok: AtomicU64,
     renewals_failed: AtomicU64,
@@ -80,6 +91,9 @@ impl Metrics {
             requests: Interned::new(series),
             services: Interned::new(services),
             rules: Interned::new(rules),
+            deprecated: Interned::new(rules.min(DEPRECATED_LIMIT)),
+            paths: Interned::new(services),
+            path_upstreams: Interned::new(series),
             renewals_ok: AtomicU64::new(0),
             renewals_failed: AtomicU64::new(0),
             policy_updates: AtomicU64::new(0),
@@ -122,6 +136,42 @@ impl Metrics {
         match self.rules.get(name.into(), Instant::now(), new) {
             Some(rule) => rule,
             None => self.rules.get_always(OTHER.into(), new),
+        }
+    }
+
+    /// The calls to a deprecated thing, one cell a worker.
+    fn deprecated(&self, of: &str) -> Arc<Denials> {
+        let new = |_: &Arc<str>| (0..self.workers()).map(|_| Cell::default()).collect();
+        match self.deprecated.get(of.into(), Instant::now(), new) {
+            Some(calls) => calls,
+            None => self.deprecated.get_always(OTHER.into(), new),
+        }
+    }
+
+    /// How often each deprecated thing was called, in the order of their names. What found no room is not among them:
+    /// nobody could say what was called.
+    pub(crate) fn deprecated_calls(&self) -> Vec<(Arc<str>, u64)> {
+        let all = self.deprecated.all().into_iter().filter(|(of, ..)| &**of != OTHER);
+        all.map(|(of, cells, _)| (of, cells.iter().map(Cell::get).sum())).collect()
+    }
+
+    /// Where the time of requests to a service goes, by `<namespace>/<name>`. For the making of connections.
+    fn path(&self, service: &str) -> Arc<PathSeries> {
+        let new = |name: &Arc<str>| PathSeries::new(Arc::clone(name), self.workers());
+        match self.paths.get(service.into(), Instant::now(), new) {
+            Some(path) => path,
+            None => self.paths.get_always(OTHER.into(), new),
+        }
+    }
+
+    /// What requests wait for: a service, by `<namespace>/<name>`, and the route that leads there, empty for none. For
+    /// the compiling of snapshots, not for requests.
+    pub(crate) fn path_upstream(&self, service: &Arc<str>, route: &Arc<str>) -> Arc<PathUpstream> {
+        let new = |_: &(Arc<str>, Arc<str>)| PathUpstream::new(self.workers());
+        let key = (Arc::clone(service), Arc::clone(route));
+        match self.path_upstreams.get(key, Instant::now(), new) {
+            Some(upstream) => upstream,
+            None => self.path_upstreams.get_always((OTHER.into(), OTHER.into()), new),
         }
     }
 
@@ -173,6 +223,9 @@ impl Metrics {
         self.requests.forget_unused(now, KEEP_UNUSED);
         self.services.forget_unused(now, KEEP_UNUSED);
         self.rules.forget_unused(now, KEEP_UNUSED);
+        self.deprecated.forget_unused(now, KEEP_UNUSED);
+        self.paths.forget_unused(now, KEEP_UNUSED);
+        self.path_upstreams.forget_unused(now, KEEP_UNUSED);
         let families = families::collect(self);
         let mut text = Vec::with_capacity(16 * 1024);
         if let Err(error) = TextEncoder::new().encode(&families, &mut text) {

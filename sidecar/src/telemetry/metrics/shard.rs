@@ -1,7 +1,7 @@
 //! What one worker counts outside any series, and the handle through which it does so.
 
 use super::{
-    AttemptResult, ConnectionState, Direction, Metrics, Retry, Series, ServiceSeries,
+    AttemptResult, ConnectionState, Direction, Metrics, Path, Retry, Series, ServiceSeries,
     labels::{HANDSHAKE_RESULTS, handshake_index},
 };
 use crate::error::Kind;
@@ -17,8 +17,8 @@ use std::{
 };
 use weft_config::identity::MeshProtocol;
 
-/// Denials that one worker finds again without the registry's lock.
-const KNOWN_RULES: usize = 256;
+/// Names of one kind that one worker finds again without the registry's lock.
+const KNOWN: usize = 256;
 
 /// One number with one writer, the worker it belongs to; scrapes read it. A plain load and store is enough, and much
 /// cheaper than an atomic addition. A gauge goes below zero by wrapping; sums over shards wrap back.
@@ -39,7 +39,8 @@ impl Cell {
     }
 }
 
-/// How often one authorization rule refused a call, one cell a worker: refusals are rare enough to share cache lines.
+/// What happened because of one name in policy (an authorization rule refused a call, something deprecated was called),
+/// one cell a worker: it is rare enough to share cache lines.
 pub(super) type Denials = Box<[Cell]>;
 
 /// One worker's numbers with fixed labels; aligned so that no two workers write the same cache line.
@@ -62,15 +63,19 @@ struct Inner {
     worker: usize,
     metrics: Arc<Metrics>,
     /// Rules that denied something here before: a denial names its rule only when it happens.
-    rules: RefCell<HashMap<Arc<str>, Arc<Denials>, foldhash::fast::RandomState>>,
+    rules: Known,
+    /// Deprecated things that were called here before.
+    deprecated: Known,
 }
+
+type Known = RefCell<HashMap<Arc<str>, Arc<Denials>, foldhash::fast::RandomState>>;
 
 impl Shard {
     /// The handle of one worker. Make one per worker, on its own thread, and clone it there: every number in a shard
     /// has a single writer. A number beyond the last worker's counts into the last.
     pub(crate) fn new(metrics: Arc<Metrics>, worker: usize) -> Self {
         let worker = worker.min(metrics.workers() - 1);
-        Self(Rc::new(Inner { worker, metrics, rules: RefCell::default() }))
+        Self(Rc::new(Inner { worker, metrics, rules: RefCell::default(), deprecated: RefCell::default() }))
     }
 
     /// The worker's number.
@@ -123,16 +128,30 @@ impl Shard {
 
     /// Authorization refused a call because of this rule (a name from policy).
     pub(crate) fn authorization_denied(&self, rule: &Arc<str>) {
-        let mut rules = self.0.rules.borrow_mut();
-        if let Some(cells) = rules.get(rule) {
+        self.count_named(&self.0.rules, rule, Metrics::rule);
+    }
+
+    /// Something was called that policy says is going away (`Deprecation::of`).
+    pub(crate) fn deprecated_call(&self, of: &Arc<str>) {
+        self.count_named(&self.0.deprecated, of, Metrics::deprecated);
+    }
+
+    fn count_named(&self, known: &Known, name: &Arc<str>, find: fn(&Metrics, &str) -> Arc<Denials>) {
+        let mut known = known.borrow_mut();
+        if let Some(cells) = known.get(name) {
             return count(cells.get(self.0.worker), 1);
         }
-        let cells = self.0.metrics.rule(rule);
+        let cells = find(&self.0.metrics, name);
         count(cells.get(self.0.worker), 1);
-        if rules.len() >= KNOWN_RULES {
-            rules.clear();
+        if known.len() >= KNOWN {
+            known.clear();
         }
-        rules.insert(Arc::clone(rule), cells);
+        known.insert(Arc::clone(name), cells);
+    }
+
+    /// Where the time of requests to a service that is served here goes. Make one per connection, not per request.
+    pub(crate) fn path(&self, service: &str) -> Path {
+        Path::new(self.0.worker, self.0.metrics.path(service))
     }
 
     /// A downstream connection was accepted. It counts as open until the guard goes.

@@ -36,6 +36,10 @@ fn full() -> Arc<Metrics> {
         shard.attempt(&service, AttemptResult::Failed(Kind::Connect));
         shard.tcp_bytes(&service, Direction::Outbound, 10, 20);
         shard.authorization_denied(&"shop/deny-all#0".into());
+        shard.deprecated_call(&"Service shop/product".into());
+        let path = shard.path("shop/product");
+        path.ended(Duration::from_millis(2));
+        path.waited(&metrics.path_upstream(&"shop/stock".into(), &"".into()), Duration::from_millis(3));
         std::mem::forget(service);
     }
     metrics.identity_expires(UNIX_EPOCH + Duration::from_secs(2_000_000_000));
@@ -152,6 +156,63 @@ fn series_beyond_the_bound_count_as_other_and_are_counted() {
     assert_eq!(sample(&text, r#"weft_metrics_overflow_total{table="services"}"#), Some(2.0));
     assert_eq!(sample(&text, r#"weft_authorization_denied_total{policy="a"}"#), Some(1.0));
     assert_eq!(sample(&text, r#"weft_authorization_denied_total{policy="other"}"#), Some(3.0));
+}
+
+#[test]
+fn the_time_of_requests_is_told_by_what_they_waited_for() {
+    let metrics = Metrics::new(2);
+    let stock = metrics.path_upstream(&"shop/stock".into(), &"shop/stock#0".into());
+    for worker in 0..2 {
+        let path = Shard::new(Arc::clone(&metrics), worker).path("shop/cart");
+        path.ended(Duration::from_millis(1500));
+        path.waited(&stock, Duration::from_millis(250));
+        path.waited(&stock, Duration::from_millis(250));
+        path.unjoined();
+    }
+    Shard::new(Arc::clone(&metrics), 1).path("shop/admin").waited(&stock, Duration::from_secs(3));
+    let text = text(&metrics);
+    let seconds = |labels: &str| sample(&text, &format!("weft_critical_path_seconds_total{{{labels}}}"));
+    assert_eq!(seconds("service=\"shop/cart\",upstream=\"\",route=\"\""), Some(3.0));
+    let stock = "upstream=\"shop/stock\",route=\"shop/stock#0\"";
+    assert_eq!(seconds(&format!("service=\"shop/cart\",{stock}")), Some(1.0));
+    assert_eq!(seconds(&format!("service=\"shop/admin\",{stock}")), Some(3.0));
+    assert_eq!(sample(&text, r#"weft_critical_path_requests_total{service="shop/cart"}"#), Some(2.0));
+    assert_eq!(sample(&text, r#"weft_chain_unjoined_total{service="shop/cart"}"#), Some(2.0));
+}
+
+#[test]
+fn services_beyond_the_bound_wait_together() {
+    let metrics = Metrics::new(1);
+    let shard = Shard::new(Arc::clone(&metrics), 0);
+    let stock = metrics.path_upstream(&"shop/stock".into(), &"".into());
+    for n in 0..40 {
+        shard.path(&format!("shop/s{n:02}")).waited(&stock, Duration::from_secs(1));
+    }
+    let text = text(&metrics);
+    let waited = |service: &str| {
+        let labels = format!("service=\"{service}\",upstream=\"shop/stock\",route=\"\"");
+        sample(&text, &format!("weft_critical_path_seconds_total{{{labels}}}"))
+    };
+    assert_eq!(waited("shop/s31"), Some(1.0));
+    assert_eq!(waited("shop/s32"), None);
+    assert_eq!(waited("other"), Some(8.0));
+}
+
+#[test]
+fn calls_to_what_is_going_away_are_counted_and_can_be_reported() {
+    let metrics = Metrics::with_limits(2, 1, 1, 2);
+    let shards = [0, 1].map(|worker| Shard::new(Arc::clone(&metrics), worker));
+    for shard in &shards {
+        for of in ["Service shop/a", "Service shop/a", "Service shop/b", "Service shop/c"] {
+            shard.deprecated_call(&of.into());
+        }
+    }
+    let counts = metrics.deprecated_calls();
+    let counts: Vec<(&str, u64)> = counts.iter().map(|(of, calls)| (&**of, *calls)).collect();
+    assert_eq!(counts, [("Service shop/a", 4), ("Service shop/b", 2)]);
+    let text = text(&metrics);
+    assert_eq!(sample(&text, r#"weft_deprecated_calls_total{of="Service shop/a"}"#), Some(4.0));
+    assert_eq!(sample(&text, r#"weft_deprecated_calls_total{of="other"}"#), Some(2.0));
 }
 
 #[test]
