@@ -5,13 +5,14 @@ use crate::{
     message::split_authority,
     policy,
     telemetry::metrics::{Direction, Series, SeriesKey},
-    upstream::Cluster,
+    traffic::split::Split,
+    upstream::{Cluster, ClusterKey},
     worker::Worker,
 };
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 use weft_config::{
     identity::ServiceName,
-    snapshot::{Action, Port, Rule, Service, Snapshot},
+    snapshot::{Action, Backend, Backends, Calls, Port, Rule, Service, Snapshot, Traffic},
 };
 
 /// Hosts remembered per snapshot and worker. Real meshes call dozens; a flood of invented names must not grow memory.
@@ -32,6 +33,8 @@ pub(crate) struct LivePort {
     index: usize,
     /// The service's own endpoints: where requests go when it has no routes at all.
     pub(crate) own: LiveBackend,
+    /// What is decided about calls while there are no routes.
+    pub(crate) calls: LiveCalls,
     /// In the order of the port's rules.
     pub(crate) rules: Vec<LiveRule>,
     /// For requests that no rule takes.
@@ -44,8 +47,20 @@ pub(crate) struct LivePort {
 pub(crate) struct LiveRule {
     /// In the order of the rule's backends.
     pub(crate) backends: Vec<LiveBackend>,
+    /// What is decided about its calls.
+    pub(crate) calls: LiveCalls,
     /// For answers that no backend gave: redirects, invalid references.
     pub(crate) series: Arc<Series>,
+}
+
+/// The runtime side of [`Calls`].
+pub(crate) struct LiveCalls {
+    /// Which of the backends or shards takes a request.
+    pub(crate) split: Split,
+    /// In the order of the sharding's shards.
+    pub(crate) shards: Vec<LiveBackend>,
+    /// In the order of the mirrors.
+    pub(crate) mirrors: Vec<LiveBackend>,
 }
 
 /// One backend's runtime side.
@@ -143,34 +158,75 @@ impl Live {
                 mtls,
             })
         };
-        let backend = |route: &Arc<str>, name: &ServiceName, port: u16| {
-            let to = name.to_string();
+        let backend = |route: &Arc<str>, key: ClusterKey, own: Option<&Traffic>| {
+            let to = key.service.to_string();
             LiveBackend {
-                cluster: worker.cluster(&self.snapshot, name, port),
+                cluster: worker.cluster(&self.snapshot, key, own),
                 mtls: series(route, &to, true),
                 plain: series(route, &to, false),
             }
         };
+        // Shards and mirrors are treated as their own Services say, whatever the rule says of its backends.
+        let shared = |route: &Arc<str>, to: &Backend| {
+            backend(route, ClusterKey { service: to.service.clone(), port: to.port, rule: None }, None)
+        };
+        let calls = |route: &Arc<str>, calls: &Calls, split: Split| LiveCalls {
+            split,
+            shards: calls.sharding.iter().flat_map(|s| &*s.shards).map(|to| shared(route, to)).collect(),
+            mirrors: calls.mirrors.iter().map(|mirror| shared(route, &mirror.backend)).collect(),
+        };
+        let rule = |rule: &Rule| {
+            let none = Backends::default();
+            let backends = match &rule.action {
+                Action::Forward(backends) => backends,
+                Action::Redirect(_) => &none,
+            };
+            LiveRule {
+                backends: rule_clusters(rule).map(|(key, own)| backend(&rule.name, key, own)).collect(),
+                calls: calls(&rule.name, &rule.calls, Split::of_rule(&rule.name, backends, &rule.calls)),
+                series: series(&rule.name, "", false),
+            }
+        };
         let none: Arc<str> = "".into();
+        let (key, own) = port_cluster(&service.name, port);
         LivePort {
-            own: backend(&none, &service.name, port.port),
-            rules: port
-                .rules
-                .iter()
-                .map(|rule| LiveRule {
-                    backends: match &rule.action {
-                        Action::Forward(backends) => {
-                            backends.list.iter().map(|b| backend(&rule.name, &b.service, b.port)).collect()
-                        }
-                        Action::Redirect(_) => Vec::new(),
-                    },
-                    series: series(&rule.name, "", false),
-                })
-                .collect(),
+            own: backend(&none, key, own),
+            calls: calls(&none, &port.calls, Split::of_port(&service.name, port.port, &port.calls)),
+            rules: port.rules.iter().map(rule).collect(),
             unrouted: series(&none, "", false),
             service: service.clone(),
             index,
             used: worker.shared.policy.get().and_then(|p| p.usage(&service.name)),
         }
     }
+}
+
+/// The cluster of each backend of a rule, with its settings where the rule has settings of its own.
+fn rule_clusters(rule: &Rule) -> impl Iterator<Item = (ClusterKey, Option<&Traffic>)> {
+    let backends = match &rule.action {
+        Action::Forward(backends) => &backends.list[..],
+        Action::Redirect(_) => &[],
+    };
+    backends.iter().enumerate().map(|(index, to)| {
+        let own = rule.calls.own_traffic.as_ref().and_then(|all| all.get(index));
+        let rule = own.map(|_| rule.name.clone());
+        (ClusterKey { service: to.service.clone(), port: to.port, rule }, own)
+    })
+}
+
+/// The cluster for a port without routes.
+fn port_cluster<'a>(service: &ServiceName, port: &'a Port) -> (ClusterKey, Option<&'a Traffic>) {
+    let own = port.calls.own_traffic.as_ref().and_then(|all| all.first());
+    let rule = own.map(|_| Arc::from(""));
+    (ClusterKey { service: service.clone(), port: port.port, rule }, own)
+}
+
+/// The settings of all clusters that a rule has for itself.
+pub(crate) fn own_traffic(snapshot: &Snapshot) -> HashMap<ClusterKey, &Traffic> {
+    let ports =
+        snapshot.services().flat_map(|service| service.ports.iter().map(|port| (&service.name, port)));
+    let all = ports.flat_map(|(service, port)| {
+        port.rules.iter().flat_map(rule_clusters).chain([port_cluster(service, port)])
+    });
+    all.filter_map(|(key, own)| Some((key, own?))).collect()
 }

@@ -3,7 +3,7 @@
 use crate::{
     drain::Drain,
     error::{Error, Kind},
-    live::Live,
+    live::{Live, own_traffic},
     policy,
     settings::Settings,
     telemetry::{
@@ -13,12 +13,16 @@ use crate::{
     },
     tls::Tls,
     traffic::chain::Chains,
-    upstream::{Cluster, Connector, Endpoint, guard::Guards},
+    upstream::{
+        Cluster, ClusterKey, Connector, Endpoint,
+        guard::{Guards, Standing},
+    },
 };
 use arc_swap::ArcSwap;
+use http::HeaderMap;
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     rc::Rc,
     sync::{
@@ -28,8 +32,8 @@ use std::{
     time::{Duration, Instant},
 };
 use weft_config::{
-    identity::ServiceName,
-    snapshot::{AppProtocol, Endpoint as Place, Port, Served, Snapshot},
+    identity::{ServiceName, SpiffeId},
+    snapshot::{AppProtocol, Endpoint as Place, KeySource, Port, Served, Snapshot, Traffic},
 };
 
 /// Names outside the registry whose addresses a worker remembers.
@@ -117,17 +121,24 @@ pub(crate) struct Worker {
     pub(crate) drain: Rc<Drain>,
     live: RefCell<Rc<Live>>,
     seen: Cell<u64>,
-    clusters: RefCell<Map<(ServiceName, u16), Rc<Cluster>>>,
+    clusters: RefCell<Map<ClusterKey, Rc<Cluster>>>,
     external: RefCell<Map<Box<str>, Resolved>>,
     apps: RefCell<Vec<(Served, Rc<Endpoint>)>>,
     /// Connections that peers and the application hold to this worker.
     pub(crate) connections: Cell<usize>,
+    /// Who the application is to those whom it calls.
+    identity: Box<str>,
 }
 
 impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, index: usize) -> Self {
         let shard = Shard::new(shared.metrics.clone(), index);
         let snapshot = shared.snapshot();
+        let identity = SpiffeId {
+            trust_domain: shared.tls.trust_domain().clone(),
+            namespace: shared.settings.namespace.as_str().into(),
+            service_account: shared.settings.service_account.as_str().into(),
+        };
         Self {
             connector: Connector { tls: shared.tls.clone(), shard: shard.clone() },
             shard,
@@ -138,6 +149,7 @@ impl Worker {
             external: RefCell::default(),
             apps: RefCell::default(),
             connections: Cell::new(0),
+            identity: identity.to_string().into(),
             shared,
         }
     }
@@ -155,16 +167,27 @@ impl Worker {
     fn refresh(&self) {
         let snapshot = self.shared.snapshot();
         let now = Instant::now();
-        self.clusters.borrow_mut().retain(|(name, port), cluster| {
-            let found = snapshot.service(name).and_then(|s| s.port(*port));
-            if let Some(port) = found {
-                cluster.update(port, now);
+        let zone = snapshot.workload.as_ref().and_then(|workload| workload.zone.as_ref());
+        let has_own = self.clusters.borrow().keys().any(|key| key.rule.is_some());
+        let own = if has_own { own_traffic(&snapshot) } else { Default::default() };
+        let mut known = Vec::new();
+        for (key, cluster) in self.clusters.borrow().iter() {
+            let Some(port) = snapshot.service(&key.service).and_then(|s| s.port(key.port)) else { continue };
+            match (&key.rule, own.get(key)) {
+                (None, _) => cluster.update(port, &port.traffic, zone, now),
+                (Some(_), Some(traffic)) => cluster.update_own(port, traffic, zone, now),
+                (Some(_), None) => continue,
             }
-            // A cluster that some request or route still holds lives on until they let go of it.
-            found.is_some() || Rc::strong_count(cluster) > 1
-        });
+            known.push(key.clone());
+        }
+        drop(own);
         let live = Live::new(snapshot, Some(&self.live.borrow()));
         self.live.replace(Rc::new(live));
+        // A cluster that some request or route still holds lives on until they let go of it.
+        let known: HashSet<ClusterKey> = known.into_iter().collect();
+        self.clusters
+            .borrow_mut()
+            .retain(|key, cluster| known.contains(key) || Rc::strong_count(cluster) > 1);
     }
 
     /// Asks the control plane for a service that is not known yet, and gives what is known then. Bounded in time. Fails
@@ -184,15 +207,20 @@ impl Worker {
         Ok(self.live())
     }
 
-    /// The cluster of a service port, made when first asked for.
-    pub(crate) fn cluster(&self, snapshot: &Snapshot, name: &ServiceName, port: u16) -> Rc<Cluster> {
-        let key = (name.clone(), port);
+    /// The cluster of this key, made when first asked for. `own` is what a rule with a cluster of its own says of it.
+    pub(crate) fn cluster(&self, snapshot: &Snapshot, key: ClusterKey, own: Option<&Traffic>) -> Rc<Cluster> {
         if let Some(cluster) = self.clusters.borrow().get(&key) {
             return cluster.clone();
         }
-        let cluster = Rc::new(Cluster::new(name.clone(), port, self.metrics().service(&name.to_string())));
-        if let Some(port) = snapshot.service(name).and_then(|s| s.port(port)) {
-            cluster.update(port, Instant::now());
+        let now = Instant::now();
+        let series = self.metrics().service(&key.service.to_string());
+        let cluster = Rc::new(Cluster::new(key.clone(), &self.shared.guards, series, now));
+        if let Some(port) = snapshot.service(&key.service).and_then(|s| s.port(key.port)) {
+            let zone = snapshot.workload.as_ref().and_then(|workload| workload.zone.as_ref());
+            match own {
+                None => cluster.update(port, &port.traffic, zone, now),
+                Some(traffic) => cluster.update_own(port, traffic, zone, now),
+            }
         }
         self.clusters.borrow_mut().insert(key, cluster.clone());
         cluster
@@ -221,7 +249,10 @@ impl Worker {
             }
         }
         let cluster = external.get(authority).map_or_else(
-            || Rc::new(Cluster::new(ServiceName::new("", authority), port, self.passthrough())),
+            || {
+                let key = ClusterKey { service: ServiceName::new("", authority), port, rule: None };
+                Rc::new(Cluster::new(key, &self.shared.guards, self.passthrough(), now))
+            },
             |(_, c)| c.clone(),
         );
         let endpoints = addresses
@@ -245,7 +276,7 @@ impl Worker {
             traffic: Arc::default(),
             calls: Arc::default(),
         };
-        cluster.update(&port, now);
+        cluster.update(&port, &port.traffic, None, now);
         external.insert(authority.into(), (now, cluster.clone()));
         cluster
     }
@@ -264,7 +295,10 @@ impl Worker {
             labels: Arc::new([]),
             weight: 1,
         };
-        let endpoint = Rc::new(Endpoint::new(served.service.clone(), served.port, place, Instant::now()));
+        // Nobody chooses between applications: there is one, and what it does is told to the caller as it is.
+        let now = Instant::now();
+        let standing = Standing::alone(now);
+        let endpoint = Rc::new(Endpoint::new(served.service.clone(), served.port, place, standing, now));
         // What is no longer served goes when its last request ends.
         apps.retain(|(s, _)| (&s.service, s.port) != (&served.service, served.port));
         apps.push((served.clone(), endpoint.clone()));
@@ -287,6 +321,11 @@ impl Worker {
     /// Counts what goes to hosts outside of the registry: together, since their names come from the wire.
     pub(crate) fn passthrough(&self) -> Arc<ServiceSeries> {
         self.metrics().service("passthrough")
+    }
+
+    /// Where keys of outbound requests are read from: at the caller, the source is its own workload.
+    pub(crate) fn key_source<'a>(&'a self, headers: &'a HeaderMap, query: Option<&'a str>) -> KeySource<'a> {
+        KeySource { headers, query, source: &self.shared.settings.workload, identity: Some(&self.identity) }
     }
 
     pub(crate) fn namespace(&self) -> &str {

@@ -9,7 +9,7 @@ use crate::{
     live::LiveBackend,
     message::WEFT_ERROR,
     telemetry::metrics::{AttemptResult, Retry},
-    upstream::{Attempt, Cluster, Endpoint},
+    upstream::{Attempt, Cluster, Endpoint, Preference},
     worker::Worker,
 };
 use http::{Response, Version, request::Parts};
@@ -58,7 +58,8 @@ impl Attempts<'_> {
         };
         let mut tried: SmallVec<[Rc<Endpoint>; 3]> = SmallVec::new();
         loop {
-            let flight = cluster.pick(&tried).ok_or_else(|| no_endpoint(cluster))?;
+            let preference = Preference { tried: &tried, ..Preference::default() };
+            let flight = cluster.pick(&preference, Instant::now())?;
             let endpoint = flight.endpoint().clone();
             if let Some(backend) = self.backend {
                 call.series = Some(backend.series(endpoint.place.identity.is_some()).clone());
@@ -128,16 +129,6 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
-}
-
-fn no_endpoint(cluster: &Cluster) -> Error {
-    Error::new(
-        Kind::NoEndpoint,
-        format!(
-            "{}:{} has no endpoint; is a workload of it running? see /clusters",
-            cluster.service, cluster.port
-        ),
-    )
 }
 
 fn timed_out(cluster: &Cluster, begun: Instant) -> Error {

@@ -5,9 +5,10 @@ use crate::{
     error::{Error, Kind},
     io::Io,
     message::split_authority,
-    upstream::InFlight,
+    upstream::{InFlight, Preference},
 };
 use http::uri::Authority;
+use std::time::Instant;
 use weft_config::{
     identity::{MeshProtocol, ServiceName},
     snapshot::{OutboundMode, Snapshot},
@@ -54,9 +55,12 @@ impl Outbound {
         let cluster = external(worker, text, host, port).await?;
         let mut tried = Vec::new();
         loop {
-            let flight = cluster.pick(&tried).filter(|_| tried.len() < cluster.len()).ok_or_else(|| {
-                Error::new(Kind::Connect, format!("no address of {text} takes a connection"))
-            })?;
+            if tried.len() >= cluster.len() {
+                let detail = format!("no address of {text} takes a connection");
+                return Err(Error::new(Kind::Connect, detail));
+            }
+            let flight =
+                cluster.pick(&Preference { tried: &tried, ..Preference::default() }, Instant::now())?;
             let limit = live.snapshot.mesh.limits.connect_timeout;
             match worker.connector.tcp(flight.endpoint().place.address, limit).await {
                 Ok(stream) => return Ok(Tunnel::External(Io::plain(stream))),
@@ -77,9 +81,9 @@ impl Outbound {
         })?;
         let cluster = &found.own.cluster;
         let mut tried = Vec::new();
-        let mut last = None;
-        while tried.len() < cluster.len().min(3) {
-            let Some(flight) = cluster.pick(&tried) else { break };
+        loop {
+            let flight =
+                cluster.pick(&Preference { tried: &tried, ..Preference::default() }, Instant::now())?;
             let endpoint = flight.endpoint().clone();
             let limits = &live.snapshot.mesh.limits;
             let connected =
@@ -87,16 +91,12 @@ impl Outbound {
             match connected {
                 Ok(io) => return Ok((io, flight)),
                 Err(error) => {
-                    last = Some(error);
                     tried.push(endpoint);
+                    if tried.len() >= cluster.len().min(3) {
+                        return Err(error);
+                    }
                 }
             }
         }
-        Err(last.unwrap_or_else(|| {
-            Error::new(
-                Kind::NoEndpoint,
-                format!("{service}:{port} has no endpoint; is a workload of it running?"),
-            )
-        }))
     }
 }

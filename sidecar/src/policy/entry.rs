@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use tokio::time::Instant;
 use weft_config::{
     identity::ServiceName,
-    snapshot::{Action, Mesh, Service},
+    snapshot::{Action, Backend, Calls, Mesh, Rule, Service},
     wire,
 };
 
@@ -79,7 +79,7 @@ pub(super) struct Entry {
     pub(super) documents: Part<wire::Documents>,
     pub(super) endpoints: Part<wire::Endpoints>,
     pub(super) compiled: Option<Arc<Service>>,
-    /// The other services that its routes forward to.
+    /// The other services that calls to it go to: backends of its routes, shards, mirrors.
     pub(super) backends: Vec<ServiceName>,
     /// True if the snapshot has `compiled`. A new version waits for its backends to be known first.
     pub(super) live: bool,
@@ -293,17 +293,23 @@ impl Entry {
     }
 }
 
-/// The other services that a service's routes forward to.
+/// The other services that calls to a service go to: those that its routes forward to, shards, and mirrors.
 fn backends_of(service: &Service) -> Vec<ServiceName> {
-    let mut found = BTreeSet::new();
-    for rule in service.ports.iter().flat_map(|port| &port.rules) {
-        if let Action::Forward(backends) = &rule.action {
-            for backend in &backends.list {
-                if backend.invalid.is_none() && backend.service != service.name {
-                    found.insert(backend.service.clone());
-                }
-            }
-        }
+    fn of_calls(calls: &Calls) -> impl Iterator<Item = &Backend> {
+        let shards = calls.sharding.iter().flat_map(|sharding| sharding.shards.iter());
+        shards.chain(calls.mirrors.iter().map(|mirror| &mirror.backend))
     }
-    found.into_iter().collect()
+    fn of_rule(rule: &Rule) -> impl Iterator<Item = &Backend> {
+        let backends = match &rule.action {
+            Action::Forward(backends) => &backends.list[..],
+            Action::Redirect(_) => &[],
+        };
+        backends.iter().chain(of_calls(&rule.calls))
+    }
+    let all = service
+        .ports
+        .iter()
+        .flat_map(|port| port.rules.iter().flat_map(of_rule).chain(of_calls(&port.calls)));
+    let others = all.filter(|to| to.invalid.is_none() && to.service != service.name);
+    others.map(|to| to.service.clone()).collect::<BTreeSet<_>>().into_iter().collect()
 }

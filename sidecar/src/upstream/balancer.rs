@@ -159,8 +159,7 @@ pub(crate) fn pick(
             let busy = |drawn: &Drawn| f64::from(candidates.load(drawn.index).in_flight()) / drawn.part;
             let (first_busy, second_busy) = (busy(&first), busy(&second));
             let second_first = second_busy < first_busy
-                || (second_busy == first_busy
-                    && chance(random) * (first.part + second.part) < second.part);
+                || (second_busy == first_busy && chance(random) * (first.part + second.part) < second.part);
             Some(if second_first { second.index } else { first.index })
         }
         Balancer::PeakEwma | Balancer::RingHash { .. } | Balancer::Maglev { .. } => {
@@ -169,11 +168,8 @@ pub(crate) fn pick(
                 (only, None) => return Some(only.index),
             };
             let cost = |drawn: &Drawn| candidates.load(drawn.index).cost(drawn.part, now);
-            let second_first = prefers_second(
-                (cost(&first), first.part),
-                (cost(&second), second.part),
-                chance(random),
-            );
+            let second_first =
+                prefers_second((cost(&first), first.part), (cost(&second), second.part), chance(random));
             Some(if second_first { second.index } else { first.index })
         }
     }
@@ -400,7 +396,10 @@ mod tests {
                 let spread = Endpoints::new(weights).spread(&balancer);
                 for (share, weight) in spread.into_iter().zip(weights) {
                     let wanted = f64::from(*weight) / f64::from(total);
-                    assert!((share - wanted).abs() < 0.015, "{balancer:?} {weights:?}: {share}, not {wanted}");
+                    assert!(
+                        (share - wanted).abs() < 0.015,
+                        "{balancer:?} {weights:?}: {share}, not {wanted}"
+                    );
                 }
             }
         }

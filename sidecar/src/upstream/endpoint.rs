@@ -3,6 +3,7 @@
 use super::{
     balancer::Load,
     connect::Connector,
+    guard::Standing,
     protocol::{Busyness, Wire, choose},
 };
 use crate::{
@@ -16,17 +17,22 @@ use http::{Response, request};
 use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use weft_config::{
     identity::{MeshProtocol, ServiceName},
-    snapshot::{AppProtocol, Endpoint as Place, Limits},
+    snapshot::{AppProtocol, Endpoint as Place, Limits, hash64},
 };
 
 /// An endpoint and its connections. Outlives snapshots as long as some cluster names it.
 pub(crate) struct Endpoint {
+    /// Names it for consistent hashing and sessions: the same in every sidecar, for as long as the workload is there.
+    pub(crate) id: u64,
     pub(crate) place: Place,
-    pub(crate) load: Load,
+    pub(crate) load: Rc<Load>,
+    /// What all workers know of it together.
+    pub(crate) standing: Arc<Standing>,
     service: ServiceName,
     port: u16,
     busyness: Busyness,
@@ -96,10 +102,18 @@ pub(crate) struct Attempt<'a> {
 }
 
 impl Endpoint {
-    pub(crate) fn new(service: ServiceName, port: u16, place: Place, now: Instant) -> Self {
+    pub(crate) fn new(
+        service: ServiceName,
+        port: u16,
+        place: Place,
+        standing: Arc<Standing>,
+        now: Instant,
+    ) -> Self {
         Self {
+            id: hash64(format!("{}@{}", place.workload, place.address).as_bytes()),
             place,
-            load: Load::new(now),
+            load: Rc::new(Load::new(now)),
+            standing,
             service,
             port,
             busyness: Busyness::default(),
@@ -110,6 +124,20 @@ impl Endpoint {
                 connecting: [tokio::sync::Mutex::const_new(()), tokio::sync::Mutex::const_new(())],
                 idle_limit: Cell::new(0),
             }),
+        }
+    }
+
+    /// The same endpoint, of which policy now says something else: its weight, labels or zone.
+    pub(crate) fn described(&self, place: Place) -> Self {
+        Self {
+            id: self.id,
+            place,
+            load: self.load.clone(),
+            standing: self.standing.clone(),
+            service: self.service.clone(),
+            port: self.port,
+            busyness: Busyness::default(),
+            pool: self.pool.clone(),
         }
     }
 

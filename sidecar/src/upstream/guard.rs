@@ -133,6 +133,11 @@ impl Standing {
         }
     }
 
+    /// Of an endpoint that nobody judges, since there is no other: the application itself.
+    pub(crate) fn alone(now: Instant) -> Arc<Self> {
+        Arc::new(Self::new(Clock(now), None))
+    }
+
     /// Whether it takes calls at `now`, and since when. A few loads.
     pub(crate) fn availability(&self, now: Instant) -> Availability {
         let number = self.clock.number(now);

@@ -83,7 +83,8 @@ fn ring(endpoints: &[(u64, u32)], points: u32) -> Slots {
         all.extend((0..count).map(|n| (mix(id ^ mix(n)), *id, index as u32)));
     }
     all.sort_unstable();
-    let (points, owners): (Vec<u64>, Vec<u32>) = all.into_iter().map(|(point, _, owner)| (point, owner)).unzip();
+    let (points, owners): (Vec<u64>, Vec<u32>) =
+        all.into_iter().map(|(point, _, owner)| (point, owner)).unzip();
     Slots::Ring(points.into(), owners.into())
 }
 
@@ -207,7 +208,8 @@ mod tests {
     #[test]
     fn shares_follow_weights() {
         for (balancer, within) in both().into_iter().zip([0.25, 0.08]) {
-            let endpoints: Vec<_> = [10, 20, 30, 40].into_iter().enumerate().map(|(n, w)| (id(n), w)).collect();
+            let endpoints: Vec<_> =
+                [10, 20, 30, 40].into_iter().enumerate().map(|(n, w)| (id(n), w)).collect();
             let shares = counts(&owners(&table(&balancer, &endpoints), &[]), &endpoints);
             for (share, wanted) in shares.into_iter().zip([0.1, 0.2, 0.3, 0.4]) {
                 assert!((share - wanted).abs() < wanted * within, "{balancer:?}: {share}, not {wanted}");
@@ -287,10 +289,8 @@ mod tests {
     #[test]
     fn a_ring_of_many_heavy_endpoints_is_bounded() {
         let endpoints: Vec<_> = (0..2000).map(|n| (id(n), 1 + n as u32 * 50)).collect();
-        let table = Table::new(
-            &Balancer::RingHash { key: Key([].into()), points: 4096 },
-            endpoints.iter().copied(),
-        );
+        let table =
+            Table::new(&Balancer::RingHash { key: Key([].into()), points: 4096 }, endpoints.iter().copied());
         let Some(Table { slots: Slots::Ring(points, _), .. }) = table else { panic!("a ring") };
         assert!(points.len() as u64 <= POINTS + 2000, "{}", points.len());
     }

@@ -7,8 +7,10 @@ pub(crate) mod cluster;
 mod connect;
 mod endpoint;
 pub(crate) mod guard;
+mod hashing;
+mod membership;
 mod protocol;
 
-pub(crate) use cluster::Cluster;
+pub(crate) use cluster::{Cluster, ClusterKey, Preference};
 pub(crate) use connect::Connector;
 pub(crate) use endpoint::{Attempt, Endpoint, InFlight};
