@@ -8,7 +8,7 @@ use crate::{
     http1,
     live::Live,
     message,
-    telemetry::metrics::{Direction, Series, SeriesKey},
+    telemetry::metrics::{Direction, Series, SeriesKey, ServiceSeries},
     upstream::Endpoint,
     worker::Worker,
 };
@@ -17,7 +17,7 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 use tokio::time::timeout;
 use weft_config::{
     identity::SpiffeId,
-    snapshot::{Decision, Served},
+    snapshot::{Bounds, Decision, Served},
 };
 
 /// Requests that came in over one connection of one peer for one served port.
@@ -27,6 +27,7 @@ pub(crate) struct Inbound {
     served: Served,
     app: Rc<Endpoint>,
     series: Arc<Series>,
+    service: Arc<ServiceSeries>,
 }
 
 impl Inbound {
@@ -40,7 +41,8 @@ impl Inbound {
             mtls: peer.is_some(),
         });
         let app = worker.app(&served);
-        Self { worker, peer, served, app, series }
+        let service = worker.metrics().service(&served.service.to_string());
+        Self { worker, peer, served, app, series, service }
     }
 
     /// One inbound request, top to bottom.
@@ -60,6 +62,8 @@ impl Inbound {
         let attempt = crate::upstream::Attempt {
             connector: &self.worker.connector,
             limits,
+            bounds: &Bounds::default(),
+            queue: self.service.queue(Direction::Inbound),
             declared: self.served.protocol,
             caller_is_http2: head.version == Version::HTTP_2,
             tunnel,

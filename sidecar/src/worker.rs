@@ -33,7 +33,7 @@ use std::{
 };
 use weft_config::{
     identity::{ServiceName, SpiffeId},
-    snapshot::{AppProtocol, Endpoint as Place, KeySource, Port, Served, Snapshot, Traffic},
+    snapshot::{AppProtocol, Bounds, Endpoint as Place, KeySource, Port, Served, Snapshot, Traffic},
 };
 
 /// Names outside the registry whose addresses a worker remembers.
@@ -307,10 +307,11 @@ impl Worker {
 
     /// Closes connections that have been idle for too long. Called about once a second.
     pub(crate) fn sweep(&self) {
-        let idle = self.live().snapshot.mesh.limits.pool_idle_timeout;
-        self.clusters.borrow().values().for_each(|c| c.sweep(idle));
-        self.external.borrow().values().for_each(|(_, c)| c.sweep(idle));
-        self.apps.borrow().iter().for_each(|(_, e)| e.sweep(idle));
+        let live = self.live();
+        let limits = &live.snapshot.mesh.limits;
+        self.clusters.borrow().values().for_each(|c| c.sweep(limits));
+        self.external.borrow().values().for_each(|(_, c)| c.sweep(limits));
+        self.apps.borrow().iter().for_each(|(_, e)| e.sweep(&Bounds::default(), limits));
     }
 
     /// Every cluster, for `/clusters`.

@@ -27,7 +27,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// How long a body is held back for the `100 Continue` that its client asked for. Servers that know the expectation
 /// answer at once; the others take the body after this.
@@ -53,6 +53,8 @@ pub(crate) struct Client {
     /// What is left to send of a request whose response came early.
     upload: Option<Box<Upload>>,
     recycle: Option<Rc<dyn Recycle>>,
+    born: Instant,
+    exchanges: u64,
 }
 
 /// The sending of a request's body.
@@ -93,7 +95,19 @@ impl Client {
             keep_alive: true,
             upload: None,
             recycle: None,
+            born: Instant::now(),
+            exchanges: 0,
         }
+    }
+
+    /// How long ago it was made.
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.born)
+    }
+
+    /// How many exchanges it has carried.
+    pub(crate) fn exchanges(&self) -> u64 {
+        self.exchanges
     }
 
     /// False if the upstream has closed the connection or sent something nobody asked for, as far as is known without
@@ -129,6 +143,7 @@ impl Client {
             broken: false,
         };
         let mut asked = Asked { progress: Progress::default(), interims: 0, heard: false };
+        self.exchanges += 1;
         self.wire.forget_writes();
         write::request_head(self.wire.out.buffer(), parts, encoder);
         let loss = match poll_fn(|cx| self.poll_head(&mut upload, &mut asked, back, cx)).await {

@@ -4,7 +4,7 @@ use super::{
     cork::{Cork, Drained},
     fault,
     incoming::Incoming,
-    live::{Live, Open},
+    live::{Freed, Live, Open},
     outgoing::{Outgoing, Sent},
     pulse::{Pulse, Verdict},
     settings::Settings,
@@ -83,6 +83,16 @@ impl Client {
     /// How many exchanges are under way; each counts until its response's body is dropped.
     pub(crate) fn in_flight(&self) -> usize {
         self.live.open()
+    }
+
+    /// How many exchanges there ever were.
+    pub(crate) fn begun(&self) -> u64 {
+        self.live.begun()
+    }
+
+    /// Tells `freed` whenever an exchange ends.
+    pub(crate) fn tell(&self, freed: Rc<Freed>) {
+        self.live.tell(freed);
     }
 
     /// How many may be under way at once, by the peer's settings and by ours.

@@ -17,6 +17,7 @@ mod tests;
 
 pub(crate) use client::Client;
 pub(crate) use incoming::Incoming;
+pub(crate) use live::Freed;
 pub(crate) use server::serve;
 pub(crate) use settings::Settings;
 

@@ -8,7 +8,7 @@ use crate::{
     http1,
     live::LiveBackend,
     message::WEFT_ERROR,
-    telemetry::metrics::{AttemptResult, Retry},
+    telemetry::metrics::{AttemptResult, Direction, Retry},
     upstream::{Attempt, Cluster, Endpoint, Preference},
     worker::Worker,
 };
@@ -48,9 +48,12 @@ impl Attempts<'_> {
         let deadline = whole.filter(|t| !t.is_zero()).map(|t| call.started() + t);
         let per_attempt = self.calls.timeouts.attempt.filter(|t| !t.is_zero());
         let cluster = self.cluster;
+        let traffic = cluster.traffic();
         let attempt = Attempt {
             connector: &self.worker.connector,
             limits: self.limits,
+            bounds: &traffic.bounds,
+            queue: cluster.series.queue(Direction::Outbound),
             declared: cluster.protocol(),
             caller_is_http2: head.version == Version::HTTP_2,
             tunnel: self.tunnel,

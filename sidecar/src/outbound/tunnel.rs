@@ -81,13 +81,16 @@ impl Outbound {
         })?;
         let cluster = &found.own.cluster;
         let mut tried = Vec::new();
+        let bounds = &cluster.traffic().bounds;
         loop {
             let flight =
                 cluster.pick(&Preference { tried: &tried, ..Preference::default() }, Instant::now())?;
             let endpoint = flight.endpoint().clone();
             let limits = &live.snapshot.mesh.limits;
-            let connected =
-                worker.connector.connect(&endpoint.place, service, port, MeshProtocol::Tcp, limits).await;
+            let connected = worker
+                .connector
+                .connect(&endpoint.place, service, port, MeshProtocol::Tcp, bounds, limits)
+                .await;
             match connected {
                 Ok(io) => return Ok((io, flight)),
                 Err(error) => {

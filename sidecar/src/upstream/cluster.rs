@@ -21,7 +21,7 @@ use std::{
 };
 use weft_config::{
     identity::ServiceName,
-    snapshot::{AppProtocol, Balancer, Endpoint as Place, KeySource, Port, Traffic, hash64, mix},
+    snapshot::{AppProtocol, Balancer, Endpoint as Place, KeySource, Limits, Port, Traffic, hash64, mix},
 };
 
 /// How long a count of who is well in which zone is good for. Those that are picked are looked at each time.
@@ -286,9 +286,10 @@ impl Cluster {
     }
 
     /// Closes idle connections.
-    pub(crate) fn sweep(&self, idle_timeout: Duration) {
-        for endpoint in &self.state.borrow().endpoints {
-            endpoint.sweep(idle_timeout);
+    pub(crate) fn sweep(&self, limits: &Limits) {
+        let state = self.state.borrow();
+        for endpoint in &state.endpoints {
+            endpoint.sweep(&state.traffic.bounds, limits);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Making one connection to an endpoint: TCP, then mTLS where the endpoint has an identity.
 
+use super::pool::patience;
 use crate::{
     error::{Error, Kind},
     io::Io,
@@ -10,7 +11,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 use weft_config::{
     identity::{MeshProtocol, ServiceName, mesh_server_name},
-    snapshot::{Endpoint, Limits},
+    snapshot::{Bounds, Endpoint, Limits},
 };
 
 /// What a worker connects with.
@@ -27,9 +28,10 @@ impl Connector {
         service: &ServiceName,
         port: u16,
         protocol: MeshProtocol,
+        bounds: &Bounds,
         limits: &Limits,
     ) -> Result<Io, Error> {
-        let stream = self.tcp(endpoint.address, limits.connect_timeout).await?;
+        let stream = self.tcp(endpoint.address, patience(bounds, limits)).await?;
         let Some(expected) = &endpoint.identity else { return Ok(Io::plain(stream)) };
         let name = mesh_server_name(service, port);
         let connected = self.tls.connect(stream, expected, &name, protocol, limits.handshake_timeout).await;

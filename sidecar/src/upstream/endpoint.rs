@@ -4,6 +4,7 @@ use super::{
     balancer::Load,
     connect::Connector,
     guard::Standing,
+    pool::{Grant, Open, Pool, Rules, patience},
     protocol::{Busyness, Wire, choose},
 };
 use crate::{
@@ -11,18 +12,15 @@ use crate::{
     error::{Error, Kind},
     exchange::{Back, Failed},
     http1, http2,
-    telemetry::metrics::Retry,
+    io::Io,
+    telemetry::metrics::{Queue, Retry},
 };
 use http::{Response, request};
-use std::{
-    cell::{Cell, RefCell},
-    rc::{Rc, Weak},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{rc::Rc, sync::Arc, time};
+use tokio::time::Instant;
 use weft_config::{
     identity::{MeshProtocol, ServiceName},
-    snapshot::{AppProtocol, Endpoint as Place, Limits, hash64},
+    snapshot::{AppProtocol, Bounds, Endpoint as Place, Limits, hash64},
 };
 
 /// An endpoint and its connections. Outlives snapshots as long as some cluster names it.
@@ -37,28 +35,6 @@ pub(crate) struct Endpoint {
     port: u16,
     busyness: Busyness,
     pool: Rc<Pool>,
-}
-
-/// The connections to one endpoint.
-struct Pool {
-    /// HTTP/1 connections at rest, the most recently used last: the oldest fall idle and are closed.
-    idle: RefCell<Vec<(Instant, Box<http1::Client>)>>,
-    /// HTTP/1 connections in all, at rest or in use.
-    http1_open: Cell<usize>,
-    /// HTTP/2 connections by wire.
-    http2: RefCell<Vec<(Wire, Rc<http2::Client>)>>,
-    /// One connect at a time per wire: others wait for its outcome instead of connecting too.
-    connecting: [tokio::sync::Mutex<()>; 2],
-    idle_limit: Cell<usize>,
-}
-
-impl http1::Recycle for Pool {
-    fn put_back(&self, client: Box<http1::Client>) {
-        let mut idle = self.idle.borrow_mut();
-        if idle.len() < self.idle_limit.get() {
-            idle.push((Instant::now(), client));
-        }
-    }
 }
 
 /// Counts one request in flight for as long as it lives.
@@ -76,21 +52,14 @@ impl Drop for InFlight {
     }
 }
 
-/// Counts one open HTTP/1 connection for as long as it lives; travels inside the connection.
-struct Open(Weak<Pool>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        if let Some(pool) = self.0.upgrade() {
-            pool.http1_open.set(pool.http1_open.get().saturating_sub(1));
-        }
-    }
-}
-
 /// What one attempt needs besides the request.
 pub(crate) struct Attempt<'a> {
     pub(crate) connector: &'a Connector,
     pub(crate) limits: &'a Limits,
+    /// What policy says about connections.
+    pub(crate) bounds: &'a Bounds,
+    /// Where requests wait that need a connection while there are enough.
+    pub(crate) queue: &'a Queue,
     /// What the port declares.
     pub(crate) declared: AppProtocol,
     /// True if the caller speaks HTTP/2.
@@ -107,23 +76,17 @@ impl Endpoint {
         port: u16,
         place: Place,
         standing: Arc<Standing>,
-        now: Instant,
+        now: time::Instant,
     ) -> Self {
         Self {
             id: hash64(format!("{}@{}", place.workload, place.address).as_bytes()),
+            pool: Pool::new(place.address),
             place,
             load: Rc::new(Load::new(now)),
             standing,
             service,
             port,
             busyness: Busyness::default(),
-            pool: Rc::new(Pool {
-                idle: RefCell::default(),
-                http1_open: Cell::new(0),
-                http2: RefCell::default(),
-                connecting: [tokio::sync::Mutex::const_new(()), tokio::sync::Mutex::const_new(())],
-                idle_limit: Cell::new(0),
-            }),
         }
     }
 
@@ -177,59 +140,81 @@ impl Endpoint {
         mut body: Body,
         attempt: &Attempt<'_>,
     ) -> Result<Response<Body>, Failed> {
-        if let Some(client) = self.pooled(attempt.limits.pool_idle_timeout) {
-            match client.exchange(head, body, attempt.back, self.pool.clone()).await {
-                Ok(response) => return Ok(response),
-                Err(Failed { error, body: Some(again) })
-                    if error.kind == Kind::Reset && (!error.sent || head.method.is_idempotent()) =>
-                {
-                    attempt.connector.shard.retry(Retry::IdleClose);
-                    body = *again;
-                }
-                Err(failed) => return Err(failed),
+        self.pool.set_rules(Rules::new(attempt.bounds, attempt.limits));
+        if let Some(client) = self.pool.pooled() {
+            match self.over_used(client, head, body, attempt).await {
+                Used::Done(outcome) => return outcome,
+                Used::Closed { body: again, .. } => body = again,
             }
         }
         // Boxed, here and below: most requests find a connection, and should not carry room for the making of one.
-        match Box::pin(self.connect_http1(attempt)).await {
+        Box::pin(self.over_new(head, body, attempt)).await
+    }
+
+    /// An exchange over a new connection, or over one that comes free while there are enough.
+    async fn over_new(
+        &self,
+        head: &request::Parts,
+        mut body: Body,
+        attempt: &Attempt<'_>,
+    ) -> Result<Response<Body>, Failed> {
+        let grant = match self.pool.slot() {
+            Some(slot) => Ok(Grant::Slot(slot)),
+            None => self.pool.wait(attempt.bounds, attempt.limits, attempt.queue).await,
+        };
+        let slot = match grant {
+            Ok(Grant::Slot(slot)) => slot,
+            Ok(Grant::Client(client)) => match self.over_used(client, head, body, attempt).await {
+                Used::Done(outcome) => return outcome,
+                // Its place is free now, unless somebody was waiting for it.
+                Used::Closed { body: again, error } => match self.pool.slot() {
+                    Some(slot) => {
+                        body = again;
+                        slot
+                    }
+                    None => return Err(Failed { error, body: Some(Box::new(again)) }),
+                },
+            },
+            Err(error) => return Err(Failed { error, body: Some(Box::new(body)) }),
+        };
+        match self.connect_http1(slot, attempt).await {
             Ok(client) => client.exchange(head, body, attempt.back, self.pool.clone()).await,
             Err(error) => Err(Failed { error, body: Some(Box::new(body)) }),
         }
     }
 
-    /// The most recently used connection that is still good.
-    fn pooled(&self, idle_timeout: Duration) -> Option<Box<http1::Client>> {
-        loop {
-            let (since, mut client) = self.pool.idle.borrow_mut().pop()?;
-            if since.elapsed() < idle_timeout && client.is_reusable() {
-                return Some(client);
+    /// An exchange over a connection that carried others before. That it was closed meanwhile is no failure.
+    async fn over_used(
+        &self,
+        client: Box<http1::Client>,
+        head: &request::Parts,
+        body: Body,
+        attempt: &Attempt<'_>,
+    ) -> Used {
+        match client.exchange(head, body, attempt.back, self.pool.clone()).await {
+            Err(Failed { error, body: Some(again) })
+                if error.kind == Kind::Reset && (!error.sent || head.method.is_idempotent()) =>
+            {
+                attempt.connector.shard.retry(Retry::IdleClose);
+                Used::Closed { body: *again, error }
             }
+            outcome => Used::Done(outcome),
         }
     }
 
-    async fn connect_http1(&self, attempt: &Attempt<'_>) -> Result<Box<http1::Client>, Error> {
-        let open = self.pool.http1_open.get();
-        if open >= attempt.limits.pool_connections {
-            return Err(Error::new(
-                Kind::Overloaded,
-                format!(
-                    "{open} connections to {} are open already; see limits.poolConnections",
-                    self.place.address
-                ),
-            ));
-        }
-        self.pool.idle_limit.set(attempt.limits.pool_idle);
-        self.pool.http1_open.set(open + 1);
-        let counted = Open(Rc::downgrade(&self.pool));
-        let connector = attempt.connector;
-        let mut io = connector
-            .connect(&self.place, &self.service, self.port, Wire::Http1.mesh(), attempt.limits)
-            .await?;
-        io.hold(counted);
+    async fn connect_http1(&self, slot: Open, attempt: &Attempt<'_>) -> Result<Box<http1::Client>, Error> {
+        let mut io = self.connect(Wire::Http1, attempt).await?;
+        io.hold(slot);
         if !io.is_tls() {
-            io.hold(connector.shard.upstream_connection(MeshProtocol::Http1));
+            io.hold(attempt.connector.shard.upstream_connection(MeshProtocol::Http1));
         }
         let settings = http1::Settings::from(attempt.limits);
         Ok(Box::new(http1::Client::new(io, settings)))
+    }
+
+    async fn connect(&self, wire: Wire, attempt: &Attempt<'_>) -> Result<Io, Error> {
+        let Attempt { connector, bounds, limits, .. } = attempt;
+        connector.connect(&self.place, &self.service, self.port, wire.mesh(), bounds, limits).await
     }
 
     async fn exchange_http2(
@@ -239,11 +224,12 @@ impl Endpoint {
         mut body: Body,
         attempt: &Attempt<'_>,
     ) -> Result<Response<Body>, Failed> {
+        self.pool.set_rules(Rules::new(attempt.bounds, attempt.limits));
         let mut fresh = false;
         loop {
-            let client = match self.with_free_stream(wire) {
+            let client = match self.pool.multiplexed(wire) {
                 Some(client) => client,
-                None => match Box::pin(self.connect_http2(wire, &mut fresh, attempt)).await {
+                None => match Box::pin(self.multiplexed(wire, &mut fresh, attempt)).await {
                     Ok(client) => client,
                     Err(error) => return Err(Failed { error, body: Some(Box::new(body)) }),
                 },
@@ -258,61 +244,68 @@ impl Endpoint {
         }
     }
 
-    /// A usable HTTP/2 connection with a free stream, if there is one.
-    fn with_free_stream(&self, wire: Wire) -> Option<Rc<http2::Client>> {
-        let mut list = self.pool.http2.borrow_mut();
-        list.retain(|(_, c)| c.is_usable());
-        list.iter()
-            .filter(|(w, c)| *w == wire && c.in_flight() < c.max_streams())
-            .min_by_key(|(_, c)| c.in_flight())
-            .map(|(_, c)| c.clone())
-    }
-
-    /// Makes an HTTP/2 connection, or waits for the one that somebody else makes. `fresh` says if it was made here.
-    async fn connect_http2(
+    /// Makes an HTTP/2 connection, or waits for a free stream if there are enough. `fresh` says if it was made now.
+    async fn multiplexed(
         &self,
         wire: Wire,
         fresh: &mut bool,
         attempt: &Attempt<'_>,
     ) -> Result<Rc<http2::Client>, Error> {
-        let slot = usize::from(wire == Wire::Http2);
-        let _turn = self.pool.connecting[slot].lock().await;
-        if let Some(client) = self.with_free_stream(wire) {
-            return Ok(client);
+        let began = Instant::now();
+        loop {
+            if self.pool.has_enough_multiplexed() {
+                let patience = patience(attempt.bounds, attempt.limits);
+                self.pool.wait_for_stream(attempt.bounds, attempt.queue, began, patience).await?;
+            } else {
+                let turn = self.pool.turn(wire);
+                let _mine = turn.lock.lock().await;
+                if let Some(client) = self.pool.multiplexed(wire) {
+                    return Ok(client);
+                }
+                if let Some(error) = turn.failed_after(began) {
+                    return Err(error);
+                }
+                if !self.pool.has_enough_multiplexed() {
+                    let made = self.connect_http2(wire, attempt).await;
+                    *fresh = made.is_ok();
+                    return made.inspect_err(|error| turn.fail(error));
+                }
+            }
+            if let Some(client) = self.pool.multiplexed(wire) {
+                return Ok(client);
+            }
         }
-        if self.pool.http2.borrow().len() >= attempt.limits.pool_connections {
-            return Err(Error::new(
-                Kind::Overloaded,
-                format!(
-                    "all HTTP/2 connections to {} are full; see limits.poolConnections",
-                    self.place.address
-                ),
-            ));
-        }
-        let mut io = attempt
-            .connector
-            .connect(&self.place, &self.service, self.port, wire.mesh(), attempt.limits)
-            .await?;
+    }
+
+    async fn connect_http2(&self, wire: Wire, attempt: &Attempt<'_>) -> Result<Rc<http2::Client>, Error> {
+        let mut io = self.connect(wire, attempt).await?;
         if !io.is_tls() {
             io.hold(attempt.connector.shard.upstream_connection(MeshProtocol::Http2));
         }
         let mut settings = http2::Settings::from(attempt.limits);
         settings.http1_messages = wire == Wire::Http1Over2;
         let client = http2::Client::connect(io, Rc::new(settings)).await?;
-        self.pool.http2.borrow_mut().push((wire, client.clone()));
-        *fresh = true;
+        self.pool.share(wire, client.clone());
         Ok(client)
     }
 
-    /// Closes what has been idle for too long. Called about once a second.
-    pub(crate) fn sweep(&self, idle_timeout: Duration) {
-        self.pool.idle.borrow_mut().retain(|(since, _)| since.elapsed() < idle_timeout);
-        self.pool.http2.borrow_mut().retain(|(_, c)| c.is_usable());
+    /// Closes what has been idle for too long or is too old. Called about once a second.
+    pub(crate) fn sweep(&self, bounds: &Bounds, limits: &Limits) {
+        self.pool.sweep(Rules::new(bounds, limits));
     }
 
     /// Connections at rest, connections in use, HTTP/2 connections: for `/clusters`.
     pub(crate) fn connections(&self) -> (usize, usize, usize) {
-        let idle = self.pool.idle.borrow().len();
-        (idle, self.pool.http1_open.get().saturating_sub(idle), self.pool.http2.borrow().len())
+        self.pool.connections()
     }
+}
+
+/// How an exchange over a used connection ended.
+enum Used {
+    Done(Result<Response<Body>, Failed>),
+    /// Not at all: the connection had been closed. The request can be sent again.
+    Closed {
+        body: Body,
+        error: Error,
+    },
 }

@@ -9,6 +9,7 @@ mod endpoint;
 pub(crate) mod guard;
 mod hashing;
 mod membership;
+mod pool;
 mod protocol;
 
 pub(crate) use cluster::{Cluster, ClusterKey, Preference};

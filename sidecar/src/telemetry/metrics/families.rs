@@ -20,6 +20,7 @@ pub(super) fn collect(metrics: &Metrics) -> Vec<MetricFamily> {
     let mut out = Vec::with_capacity(32);
     requests(metrics, &mut out);
     services(metrics, &mut out);
+    queues(metrics, &mut out);
     retries(metrics, &mut out);
     errors(metrics, &mut out);
     denials(metrics, &mut out);
@@ -101,6 +102,29 @@ fn services(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     attempts.done(out);
     bytes.done(out);
     endpoints.done(out);
+}
+
+fn queues(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
+    let mut waiting = Family::gauge(
+        "weft_pending_requests",
+        "Requests that wait for a connection because there are as many as may be, a number.",
+    );
+    let mut refused = Family::counter(
+        "weft_pending_overflow_total",
+        "Requests that failed at once because as many as may be waited for a connection already.",
+    );
+    for (name, series, _) in metrics.services.all() {
+        for direction in Direction::ALL {
+            let queue = series.queue(direction);
+            let labels = [("direction", direction.name()), ("service", &*name)];
+            waiting.sample(&labels, f64::from(queue.waiting()));
+            if queue.refused() > 0 {
+                refused.sample(&labels, queue.refused() as f64);
+            }
+        }
+    }
+    waiting.done(out);
+    refused.done(out);
 }
 
 fn retries(metrics: &Metrics, out: &mut Vec<MetricFamily>) {

@@ -20,7 +20,7 @@ mod tests;
 
 pub(crate) use labels::{AttemptResult, ConnectionState, Direction, Retry};
 pub(crate) use paths::{Path, PathUpstream};
-pub(crate) use series::{Series, SeriesKey, ServiceSeries};
+pub(crate) use series::{Queue, Series, SeriesKey, ServiceSeries};
 pub(crate) use shard::{Connection, Shard};
 
 use interned::Interned;

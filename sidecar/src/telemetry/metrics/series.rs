@@ -4,7 +4,7 @@ use super::{AttemptResult, Direction, OTHER, shard::Cell};
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -178,6 +178,47 @@ impl RequestSum {
 pub(crate) struct ServiceSeries {
     shards: Box<[OnceLock<Box<ServiceCells>>]>,
     endpoints: AtomicU64,
+    /// By direction.
+    queues: [Queue; 2],
+}
+
+/// Requests that wait for a connection to a service, over all workers.
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: AtomicU32,
+    refused: AtomicU64,
+}
+
+/// A request that waits; until this goes.
+#[must_use = "the request stops being counted when this goes"]
+pub(crate) struct Waiting<'a>(&'a Queue);
+
+impl Queue {
+    /// Lets a request wait, if fewer than `limit` do.
+    pub(crate) fn enter(&self, limit: u32) -> Option<Waiting<'_>> {
+        if self.waiting.fetch_add(1, Relaxed) < limit {
+            return Some(Waiting(self));
+        }
+        self.waiting.fetch_sub(1, Relaxed);
+        self.refused.fetch_add(1, Relaxed);
+        None
+    }
+
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.waiting.load(Relaxed)
+    }
+
+    /// How many were not let in.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+    }
 }
 
 #[repr(align(128))]
@@ -201,12 +242,25 @@ pub(super) const FLOWS: [&str; 2] = ["to_upstream", "to_downstream"];
 
 impl ServiceSeries {
     pub(super) fn new(workers: usize) -> Self {
-        Self { shards: (0..workers).map(|_| OnceLock::new()).collect(), endpoints: AtomicU64::new(0) }
+        Self {
+            shards: (0..workers).map(|_| OnceLock::new()).collect(),
+            endpoints: AtomicU64::new(0),
+            queues: Default::default(),
+        }
     }
 
     /// How many endpoints the snapshot in force has for the service. For whoever swaps the snapshot.
     pub(crate) fn set_endpoints(&self, count: usize) {
         self.endpoints.store(count as u64, Relaxed);
+    }
+
+    /// The requests that wait for a connection.
+    pub(crate) fn queue(&self, direction: Direction) -> &Queue {
+        let [inbound, outbound] = &self.queues;
+        match direction {
+            Direction::Inbound => inbound,
+            Direction::Outbound => outbound,
+        }
     }
 
     pub(super) fn attempt(&self, worker: usize, result: AttemptResult) {

@@ -32,6 +32,7 @@ fn full() -> Arc<Metrics> {
         shard.request(&series, 200, Some(14), Duration::from_millis(3));
         let service = metrics.service("shop/product");
         service.set_endpoints(3);
+        assert!(service.queue(Direction::Outbound).enter(0).is_none());
         shard.attempt(&service, AttemptResult::Ok);
         shard.attempt(&service, AttemptResult::Failed(Kind::Connect));
         shard.tcp_bytes(&service, Direction::Outbound, 10, 20);
