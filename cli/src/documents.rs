@@ -9,7 +9,7 @@ use crate::{
 use anyhow::Context;
 use std::path::Path;
 use weft_config::{
-    compile,
+    compile::{self, Caller},
     document::{DocumentKey, Kind, Located},
     error::{Diagnostic, Severity},
     policy,
@@ -40,9 +40,22 @@ impl Policy {
         status::Status::of_files(&self.policy, &self.problems)
     }
 
-    /// All of it as a sidecar in this namespace would hold it.
-    pub(crate) fn snapshot(&self, caller_namespace: &str) -> Snapshot {
-        compile::everything(&self.policy, caller_namespace)
+    /// All of it as the sidecar of this caller would hold it.
+    pub(crate) fn snapshot(&self, caller: &Caller) -> Snapshot {
+        compile::everything(&self.policy, caller)
+    }
+
+    /// The caller that `NAMESPACE` or `NAMESPACE/WORKLOAD` means.
+    pub(crate) fn caller(&self, from: &str) -> Result<Caller, Failure> {
+        let Some((namespace, workload)) = from.split_once('/') else {
+            return Ok(Caller::in_namespace(from));
+        };
+        let account = self.policy.service_account(namespace, workload).ok_or_else(|| {
+            Failure::Usage(format!(
+                "there is no Workload {from}; `--from {namespace}` names the namespace only"
+            ))
+        })?;
+        Ok(Caller { namespace: namespace.into(), service_account: account.into(), workload: workload.into() })
     }
 }
 

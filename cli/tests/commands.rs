@@ -104,15 +104,17 @@ fn every_error_is_shown_with_its_place_and_its_cure() {
 
 #[test]
 fn what_is_not_enforced_yet_is_listed() {
-    let retry = "      retry: { attempts: 2 }\n      timeouts: { request: 2s }";
-    let shop = directory(&[
-        ("workloads.yaml", WORKLOADS),
-        ("route.yaml", &ROUTE.replace("      timeouts: { request: 2s }", retry)),
-    ]);
+    let cache = "\
+apiVersion: weft.mesh/v1alpha1
+kind: CachePolicy
+metadata: { name: product, namespace: shop }
+spec: { targetRefs: [{ kind: Service, name: product }] }
+";
+    let shop = directory(&[("workloads.yaml", WORKLOADS), ("route.yaml", ROUTE), ("cache.yaml", cache)]);
     let run = weft_in(shop.path(), &["check", "."]);
     assert_eq!(run.code, 0, "{}{}", run.out, run.err);
-    assert!(run.out.contains("accepted, not yet enforced:\n  HTTPRoute shop/product"), "{}", run.out);
-    assert!(run.out.contains("spec.rules[1].retry"), "{}", run.out);
+    let listed = "accepted, not yet enforced:\n  CachePolicy shop/product (./cache.yaml:1): spec\n";
+    assert!(run.out.contains(listed), "{}", run.out);
 }
 
 #[test]

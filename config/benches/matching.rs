@@ -22,6 +22,8 @@ fn spec(target: usize, path: PathSpec) -> RouteSpec {
         path,
         method: None,
         headers: vec![],
+        caller: vec![],
+        unmet: None,
         query: vec![],
     }
 }

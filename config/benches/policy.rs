@@ -60,7 +60,9 @@ fn policy(c: &mut Criterion) {
             });
         });
         group.bench_function(BenchmarkId::new("compile everything", routes), |b| {
-            b.iter(|| compile::everything(&policy, "bench").services().count());
+            b.iter(|| {
+                compile::everything(&policy, &compile::Caller::in_namespace("bench")).services().count()
+            });
         });
     }
     group.finish();

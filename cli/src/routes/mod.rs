@@ -33,8 +33,8 @@ pub(crate) struct Options {
     request: Vec<String>,
     #[command(flatten)]
     target: mesh::Target,
-    /// Namespace of the caller: short names are meant in it.
-    #[arg(long, default_value = "default", value_name = "NAMESPACE")]
+    /// The caller's namespace, in which short names are meant, and with /WORKLOAD which workload of it calls.
+    #[arg(long, default_value = "default", value_name = "NAMESPACE[/WORKLOAD]")]
     from: String,
     /// A request header, as 'name: value'; may be repeated.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
@@ -53,6 +53,7 @@ pub(super) struct Question {
     pub(super) path: String,
     pub(super) query: Option<String>,
     pub(super) headers: HeaderMap,
+    /// The caller's namespace.
     pub(super) from: String,
 }
 
@@ -83,7 +84,8 @@ pub(crate) fn run(options: &Options, colour: ColourChoice) -> Result<(), Failure
             (documents::in_force(&address)?, Endpoints::of(&mesh::status(&address)?))
         }
     };
-    let snapshot = policy.snapshot(&question.from);
+    let caller = policy.caller(&options.from)?;
+    let snapshot = policy.snapshot(&caller);
     let answer = Answer::find(&snapshot, &endpoints, &question);
     if options.json {
         terminal::out(&format!("{:#}\n", answer.to_json(&question)));
@@ -133,7 +135,7 @@ fn question(
         path: if uri.path().is_empty() { "/".to_owned() } else { uri.path().to_owned() },
         query: uri.query().map(str::to_owned),
         headers: all,
-        from: from.to_owned(),
+        from: from.split_once('/').map_or(from, |(namespace, _)| namespace).to_owned(),
     })
 }
 

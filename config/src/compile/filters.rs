@@ -1,13 +1,14 @@
-//! Filters of routes compiled: header changes, rewrites and redirects.
+//! Filters of routes compiled: header changes, rewrites, redirects, mirrors and CORS.
 
 use super::findings::Findings;
 use crate::document::Located;
 use crate::document::route::{
-    GrpcFilter, GrpcFilterType, HeaderModifier, HeaderValueOf, HttpFilter, HttpFilterType, PathModifier,
-    PathModifierType, RedirectScheme, RequestRedirect,
+    Cors as WrittenCors, CorsMethod, GrpcFilter, GrpcFilterType, HeaderModifier, HeaderValueOf, HttpFilter,
+    HttpFilterType, PathModifier, PathModifierType, RedirectScheme, RequestMirror, RequestRedirect,
 };
-use crate::snapshot::{Filters, HeaderChanges, PathRewrite, Redirect};
-use http::{HeaderName, HeaderValue, StatusCode};
+use crate::identity::ServiceName;
+use crate::snapshot::{Backend, Cors, Filters, HeaderChanges, Mirror, Origin, PathRewrite, Redirect};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use std::sync::Arc;
 
 /// Filters of one rule or backend, compiled.
@@ -15,6 +16,8 @@ use std::sync::Arc;
 pub(super) struct Compiled {
     pub(super) filters: Filters,
     pub(super) redirect: Option<Redirect>,
+    pub(super) mirrors: Vec<Mirror>,
+    pub(super) cors: Option<Cors>,
     /// Why the Gateway API demands an error in place of what the filters would do.
     pub(super) invalid: Option<Arc<str>>,
 }
@@ -64,8 +67,14 @@ pub(super) fn http(
                 }
             }
             HttpFilterType::ExtensionRef => compiled.invalid = Some(unknown_extension(&filter.extension_ref)),
-            // Take effect later; status says so.
-            HttpFilterType::RequestMirror | HttpFilterType::Cors => {}
+            HttpFilterType::RequestMirror => {
+                compiled.mirrors.extend(filter.request_mirror.as_ref().and_then(|m| mirror(m, found)));
+            }
+            HttpFilterType::Cors => {
+                if let Some(written) = &filter.cors {
+                    compiled.cors = Some(cors(written, found, &format!("{field}.cors"), findings));
+                }
+            }
         }
     }
     compiled
@@ -102,11 +111,67 @@ pub(super) fn grpc(
                 );
             }
             GrpcFilterType::ExtensionRef => compiled.invalid = Some(unknown_extension(&filter.extension_ref)),
-            // Takes effect later; status says so.
-            GrpcFilterType::RequestMirror => {}
+            GrpcFilterType::RequestMirror => {
+                compiled.mirrors.extend(filter.request_mirror.as_ref().and_then(|m| mirror(m, found)));
+            }
         }
     }
     compiled
+}
+
+/// Where copies go; `None` where none would ever go: no share, or no Service.
+fn mirror(written: &RequestMirror, found: &Located) -> Option<Mirror> {
+    let (to, namespace) = (&written.backend_ref, found.document.metadata().namespace());
+    let (numerator, denominator) = match (written.fraction, written.percent) {
+        (Some(fraction), _) => (fraction.numerator, fraction.denominator.max(1)),
+        (None, percent) => (percent.unwrap_or(100), 100),
+    };
+    let port = to.port.filter(|_| to.is_service() && numerator > 0)?;
+    let namespace = to.namespace.as_deref().unwrap_or(namespace);
+    let backend = Backend {
+        service: ServiceName::new(namespace, to.name.as_str()),
+        port,
+        weight: 1,
+        filters: Filters::default(),
+        mirrors: Arc::default(),
+        invalid: None,
+    };
+    Some(Mirror { backend, numerator: numerator.min(denominator), denominator })
+}
+
+fn cors(written: &WrittenCors, found: &Located, field: &str, findings: &mut Findings) -> Cors {
+    let mut names = |list: &[String], part: &str| -> Option<Arc<[HeaderName]>> {
+        let names = list.iter().enumerate().filter(|(_, name)| *name != "*");
+        let names = names
+            .filter_map(|(at, name)| header_name(name, found, &format!("{field}.{part}[{at}]"), findings));
+        let names: Arc<[HeaderName]> = names.collect();
+        (!list.iter().any(|name| name == "*")).then_some(names)
+    };
+    let (headers, expose) =
+        (names(&written.allow_headers, "allowHeaders"), names(&written.expose_headers, "exposeHeaders"));
+    let any_method = written.allow_methods.contains(&CorsMethod::Any);
+    let methods = written.allow_methods.iter().filter_map(|method| {
+        // A method's name as a document writes it is the one on the wire.
+        let name = serde_json::to_value(method).ok()?;
+        Method::from_bytes(name.as_str()?.as_bytes()).ok()
+    });
+    Cors {
+        origins: written.allow_origins.iter().map(|origin| self::origin(origin)).collect(),
+        credentials: written.allow_credentials,
+        methods: (!any_method).then(|| methods.collect()),
+        headers,
+        expose,
+        max_age: written.max_age,
+    }
+}
+
+fn origin(written: &str) -> Origin {
+    let lower = written.to_ascii_lowercase();
+    match lower.split_once('*') {
+        Some(("", "")) => Origin::Any,
+        Some((before, after)) => Origin::Wildcard(before.into(), after.into()),
+        None => Origin::Exact(lower.into()),
+    }
 }
 
 fn unknown_extension(reference: &Option<crate::document::route::LocalObjectRef>) -> Arc<str> {

@@ -3,26 +3,40 @@
 //! The sidecar compiles what it receives, and [`Policy`] runs the same code over every new document
 //! before it lets it into force, so that what reaches a sidecar compiles there.
 
+mod admission;
+mod attached;
 mod authorization;
+mod caller;
+mod calls;
+mod conditions;
+mod deprecation;
 mod filters;
 mod findings;
 mod mesh;
 mod routes;
 mod service;
+mod session;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod workload;
 
+pub use caller::{Caller, SOURCE_NAMESPACE, SOURCE_SERVICE_ACCOUNT, SOURCE_WORKLOAD, SOURCES};
+
+pub(crate) use attached::speaks_of_endpoints;
 pub(crate) use findings::Findings;
 pub(crate) use routes::attached_ports;
 pub(crate) use service::app_protocol;
 pub(crate) use workload::{served_ports, serves};
 
-use crate::document::{Document, Kind, Located};
+use crate::document::{Document, Kind, Located, TrafficPolicy};
 use crate::error::Diagnostic;
+use crate::identity::ServiceName;
 use crate::policy::Policy;
 use crate::snapshot::{Mesh, Service, Snapshot, Workload};
 use crate::wire;
+use attached::{Attached, Policies};
+use calls::Own;
 use findings::wire_documents;
 use std::sync::Arc;
 
@@ -36,21 +50,22 @@ pub fn mesh(documents: &wire::Documents) -> Result<Mesh, Vec<Diagnostic>> {
     Ok(mesh::compile(policy))
 }
 
-/// Compiles the resource `service/<namespace>/<name>` for callers in one namespace; `name` is `<namespace>/<name>`.
+/// Compiles the resource `service/<namespace>/<name>` for one caller; `name` is `<namespace>/<name>`.
 ///
 /// Routes of the service's own namespace hold for every caller; routes that another namespace attaches to it hold, in
-/// their place, for callers in that namespace only. The service's version is the caller's to set. The mesh's settings
-/// are what limits of TrafficPolicies fall back on, once those take effect.
+/// their place, for callers in that namespace only. Conditions of routes on the caller are decided here. What
+/// nothing is said of stays open where the mesh's settings hold for it, so that these can change by themselves. The
+/// service's version is for whoever asked to set.
 pub fn service(
     name: &str,
     documents: &wire::Documents,
     endpoints: &wire::Endpoints,
     _mesh: &Mesh,
-    caller_namespace: &str,
+    caller: &Caller,
 ) -> Result<Service, Vec<Diagnostic>> {
     let documents = wire_documents(documents)?;
     let mut findings = Findings::default();
-    let service = service::compile(name, &documents, endpoints, caller_namespace, &mut findings);
+    let service = service::compile(name, &documents, endpoints, caller, &mut findings);
     findings.into_result(service)
 }
 
@@ -73,10 +88,10 @@ pub fn workload(name: &str, documents: &wire::Documents, mesh: &Mesh) -> Result<
     findings.into_result(workload)
 }
 
-/// Compiles all that a policy has in force, with the endpoints that it names itself, for callers in one namespace: for
-/// sidecars without a control plane, and for looking at routes. What does not compile is left out; a [`Policy`] lets no
-/// such document into force.
-pub fn everything(policy: &Policy, caller_namespace: &str) -> Snapshot {
+/// Compiles all that a policy has in force, with the endpoints that it names itself, for one caller: for sidecars
+/// without a control plane, and for looking at routes. What does not compile is left out; a [`Policy`] lets no such
+/// document into force.
+pub fn everything(policy: &Policy, caller: &Caller) -> Snapshot {
     let mut snapshot = Snapshot::default();
     if let Some((_, documents)) = policy.resource("mesh")
         && let Ok(mesh) = mesh(&documents)
@@ -86,7 +101,7 @@ pub fn everything(policy: &Policy, caller_namespace: &str) -> Snapshot {
     for name in policy.services() {
         let Some((version, documents)) = policy.resource(&format!("service/{name}")) else { continue };
         let endpoints = wire::Endpoints { endpoints: policy.static_endpoints(&name) };
-        let compiled = service(&name.to_string(), &documents, &endpoints, &snapshot.mesh, caller_namespace);
+        let compiled = service(&name.to_string(), &documents, &endpoints, &snapshot.mesh, caller);
         if let Ok(mut service) = compiled {
             service.version = version.into();
             snapshot.insert(Arc::new(service));
@@ -100,8 +115,19 @@ pub(crate) fn check(found: &Located, findings: &mut Findings) {
     match &found.document {
         Document::HttpRoute(_) | Document::GrpcRoute(_) => routes::check(found, findings),
         Document::AuthorizationPolicy(policy) => authorization::check(policy, found, findings),
+        Document::TrafficPolicy(policy) => traffic_policy(policy, found, findings),
         _ => {}
     }
+}
+
+/// Compiles every part of a TrafficPolicy, whatever it is attached to.
+fn traffic_policy(policy: &TrafficPolicy, found: &Located, findings: &mut Findings) {
+    let Some(target) = policy.spec.target_refs.first() else { return };
+    let policies = Policies::only(Attached { found, spec: &policy.spec, target });
+    let service = ServiceName::new(policy.metadata.namespace(), target.name.as_str());
+    traffic::compile(&policies, &service, findings);
+    calls::compile(&policies, &Policies::default(), Own::default(), 0, findings);
+    admission::on(&policies, findings);
 }
 
 /// The documents of one kind, as `(found, document)`.

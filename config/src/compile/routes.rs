@@ -1,7 +1,11 @@
 //! HTTPRoutes and GRPCRoutes compiled to the rules and the route table of one service port.
 
+use super::attached::{Index, Policies};
+use super::caller::Caller;
+use super::calls::{self, Own};
 use super::filters::{self, Compiled, header_name};
 use super::findings::Findings;
+use super::{session, traffic};
 use crate::document::route::{
     BackendObjectRef, GrpcRouteMatch, HeaderMatch, HttpRouteMatch, ParentRef, PathMatchType, StringMatchType,
 };
@@ -11,8 +15,8 @@ use crate::identity::ServiceName;
 use crate::matching::{
     InvalidMatch, MatchPart, Origin, PathSpec, RouteSpec, RouteTable, Timestamp, ValueMatch,
 };
-use crate::snapshot::{Action, Backend, Backends, Calls, Filters, Rule, Timeouts};
-use http::Method;
+use crate::snapshot::{Action, Backend, Backends, Filters, Rule};
+use http::{HeaderName, Method};
 use std::sync::Arc;
 
 /// The rules and the table of one port.
@@ -21,16 +25,16 @@ pub(super) struct PortRoutes {
     pub(super) rules: Vec<Rule>,
 }
 
-/// Compiles those of the routes attached to a service that hold on one of its ports for callers in one namespace.
+/// Compiles those of the routes attached to a service that hold on one of its ports for one caller.
 pub(super) fn compile(
     service: &ServiceName,
     port: &ServicePort,
     documents: &[Located],
-    caller_namespace: &str,
+    around: &Surroundings<'_, '_>,
     findings: &mut Findings,
 ) -> PortRoutes {
-    let mut builder = Builder::default();
-    for found in holding(service, port, documents, caller_namespace) {
+    let mut builder = Builder::new(around);
+    for found in holding(service, port, documents, &around.caller.namespace) {
         builder.add(found, findings);
     }
     builder.finish(documents, findings)
@@ -38,14 +42,17 @@ pub(super) fn compile(
 
 /// Compiles a route by itself, for what is wrong with it.
 pub(super) fn check(found: &Located, findings: &mut Findings) {
-    let mut builder = Builder::default();
+    let policies = Index::default();
+    let caller = Caller::in_namespace(found.document.metadata().namespace());
+    let around = Surroundings { policies: &policies, on_port: Policies::default(), port: 0, caller: &caller };
+    let mut builder = Builder::new(&around);
     builder.add(found, findings);
     builder.finish(std::slice::from_ref(found), findings);
 }
 
 /// The routes that hold on a port. Where the caller's namespace attaches routes of its own to another namespace's
 /// service, these hold in place of the service's; and of two types only gRPC holds. Both as GEP-1426 says.
-fn holding<'d>(
+pub(super) fn holding<'d>(
     service: &ServiceName,
     port: &ServicePort,
     documents: &'d [Located],
@@ -101,13 +108,26 @@ pub(crate) fn attached_ports<'p>(
     ports.iter().filter(move |port| port.protocol == TransportProtocol::Tcp && attaches_to_port(parent, port))
 }
 
-#[derive(Default)]
-struct Builder {
+/// What the rules of a port are compiled from besides the routes.
+pub(super) struct Surroundings<'a, 'd> {
+    pub(super) policies: &'a Index<'d>,
+    /// Those on the port itself.
+    pub(super) on_port: Policies<'d>,
+    pub(super) port: u16,
+    pub(super) caller: &'a Caller,
+}
+
+struct Builder<'a, 'd> {
+    around: &'a Surroundings<'a, 'd>,
     rules: Vec<Rule>,
     specs: Vec<RouteSpec>,
 }
 
-impl Builder {
+impl<'a, 'd> Builder<'a, 'd> {
+    fn new(around: &'a Surroundings<'a, 'd>) -> Self {
+        Self { around, rules: Vec::new(), specs: Vec::new() }
+    }
+
     fn add(&mut self, found: &Located, findings: &mut Findings) {
         match &found.document {
             Document::HttpRoute(route) => self.add_http(route, found, findings),
@@ -124,6 +144,7 @@ impl Builder {
             let matches = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
             for (matched, wanted) in matches.iter().enumerate() {
                 let field = format!("{field}.matches[{matched}]");
+                let conditions = conditions(&wanted.headers, self.around.caller, found, &field, findings);
                 self.specs.push(RouteSpec {
                     route: name.clone(),
                     target: self.rules.len(),
@@ -132,7 +153,9 @@ impl Builder {
                     method: wanted
                         .method
                         .and_then(|method| Method::from_bytes(method.as_str().as_bytes()).ok()),
-                    headers: headers(&wanted.headers, found, &field, findings),
+                    headers: conditions.headers,
+                    caller: conditions.caller,
+                    unmet: conditions.unmet,
                     query: wanted
                         .query_params
                         .iter()
@@ -142,29 +165,21 @@ impl Builder {
             }
             let compiled = filters::http(&rule.filters, found, &format!("{field}.filters"), findings);
             let backends = rule.backend_refs.iter().enumerate().map(|(n, backend)| {
-                let filters = filters::http(
-                    &backend.filters,
-                    found,
-                    &format!("{field}.backendRefs[{n}].filters"),
-                    findings,
-                );
+                let field = format!("{field}.backendRefs[{n}].filters");
+                let filters = filters::http(&backend.filters, found, &field, findings);
                 self::backend(&backend.object(), backend.weight, filters, &route.metadata)
             });
             let backends = backends.collect();
-            let timeouts = rule.timeouts.unwrap_or_default();
-            self.rules.push(Rule {
-                name,
-                action: action(&compiled, backends),
-                filters: compiled.filters,
-                calls: Arc::new(Calls {
-                    timeouts: Timeouts {
-                        request: timeouts.request.map(Into::into),
-                        attempt: timeouts.backend_request.map(Into::into),
-                        ..Timeouts::default()
-                    },
-                    ..Calls::default()
-                }),
-            });
+            let own = Own {
+                timeouts: rule.timeouts.unwrap_or_default(),
+                retry: rule.retry.as_ref(),
+                session: rule
+                    .session_persistence
+                    .as_ref()
+                    .map(|session| session::compile(session, &name, session::http_path(matches))),
+                ..Own::default()
+            };
+            self.push(found, rule.name.as_deref(), name, compiled, backends, own, findings);
         }
     }
 
@@ -175,39 +190,70 @@ impl Builder {
             let any = [GrpcRouteMatch::default()];
             let matches = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
             for (matched, wanted) in matches.iter().enumerate() {
+                let field = format!("{field}.matches[{matched}]");
+                let conditions = conditions(&wanted.headers, self.around.caller, found, &field, findings);
                 self.specs.push(RouteSpec {
                     route: name.clone(),
                     target: self.rules.len(),
                     origin: origin(found, at, matched, findings),
                     path: grpc_path(wanted),
                     method: None,
-                    headers: headers(
-                        &wanted.headers,
-                        found,
-                        &format!("{field}.matches[{matched}]"),
-                        findings,
-                    ),
+                    headers: conditions.headers,
+                    caller: conditions.caller,
+                    unmet: conditions.unmet,
                     query: Vec::new(),
                 });
             }
             let compiled = filters::grpc(&rule.filters, found, &format!("{field}.filters"), findings);
             let backends = rule.backend_refs.iter().enumerate().map(|(n, backend)| {
-                let filters = filters::grpc(
-                    &backend.filters,
-                    found,
-                    &format!("{field}.backendRefs[{n}].filters"),
-                    findings,
-                );
+                let field = format!("{field}.backendRefs[{n}].filters");
+                let filters = filters::grpc(&backend.filters, found, &field, findings);
                 self::backend(&backend.object(), backend.weight, filters, &route.metadata)
             });
             let backends = backends.collect();
-            self.rules.push(Rule {
-                name,
-                action: action(&compiled, backends),
-                filters: compiled.filters,
-                calls: Arc::default(),
-            });
+            let own = Own {
+                session: rule
+                    .session_persistence
+                    .as_ref()
+                    .map(|session| session::compile(session, &name, session::grpc_path(matches))),
+                ..Own::default()
+            };
+            self.push(found, rule.name.as_deref(), name, compiled, backends, own, findings);
         }
+    }
+
+    /// Adds a rule with what it, the policies on it and those on the service say of its calls.
+    #[expect(clippy::too_many_arguments, reason = "what HTTP and gRPC rules have in common")]
+    fn push(
+        &mut self,
+        found: &Located,
+        section: Option<&str>,
+        name: Arc<str>,
+        mut compiled: Compiled,
+        backends: Vec<Backend>,
+        own: Own<'_>,
+        findings: &mut Findings,
+    ) {
+        let around = self.around;
+        let on_rule = around.policies.on_rule(&found.document, section);
+        let own = Own {
+            mirrors: std::mem::take(&mut compiled.mirrors).into(),
+            cors: compiled.cors.take().map(Arc::new),
+            ..own
+        };
+        let action = action(&compiled, backends);
+        let mut calls = calls::compile(&on_rule, &around.on_port, own, around.port, findings);
+        if on_rule.speak_of_endpoints()
+            && let Action::Forward(backends) = &action
+        {
+            let shards = calls.sharding.iter().flat_map(|sharding| &*sharding.shards);
+            let each = backends.list.iter().chain(shards).map(|backend| {
+                let on_backend = around.policies.on_port(&backend.service, backend.port);
+                traffic::compile(&on_rule.then(&on_backend), &backend.service, findings)
+            });
+            calls.own_traffic = Some(each.collect());
+        }
+        self.rules.push(Rule { name, action, filters: compiled.filters, calls: Arc::new(calls) });
     }
 
     fn finish(self, documents: &[Located], findings: &mut Findings) -> PortRoutes {
@@ -222,7 +268,7 @@ impl Builder {
 }
 
 /// `<namespace>/<route>#<rule>`, with the rule's name if it has one.
-fn rule_name(metadata: &Metadata, at: usize, name: Option<&str>) -> Arc<str> {
+pub(super) fn rule_name(metadata: &Metadata, at: usize, name: Option<&str>) -> Arc<str> {
     let (namespace, route) = (metadata.namespace(), &metadata.name);
     match name {
         Some(name) => format!("{namespace}/{route}#{name}").into(),
@@ -248,7 +294,7 @@ fn origin(found: &Located, rule: usize, matched: usize, findings: &mut Findings)
     }
 }
 
-fn value(kind: StringMatchType, text: &str) -> ValueMatch {
+pub(super) fn value(kind: StringMatchType, text: &str) -> ValueMatch {
     match kind {
         StringMatchType::Exact => ValueMatch::Exact(text.to_owned()),
         StringMatchType::RegularExpression => ValueMatch::Regex(text.to_owned()),
@@ -272,17 +318,42 @@ fn grpc_path(wanted: &GrpcRouteMatch) -> PathSpec {
     PathSpec::Grpc { service: part(&method.service), method: part(&method.method) }
 }
 
-fn headers(
+/// Header conditions of one match, those on the caller apart.
+#[derive(Default)]
+struct Conditions {
+    headers: Vec<(HeaderName, ValueMatch)>,
+    caller: Vec<(HeaderName, ValueMatch)>,
+    unmet: Option<Arc<str>>,
+}
+
+fn conditions(
     wanted: &[HeaderMatch],
+    caller: &Caller,
     found: &Located,
     field: &str,
     findings: &mut Findings,
-) -> Vec<(http::HeaderName, ValueMatch)> {
-    let headers = wanted.iter().enumerate().filter_map(|(at, header)| {
-        let name = header_name(&header.name, found, &format!("{field}.headers[{at}].name"), findings)?;
-        Some((name, value(header.match_type, &header.value)))
-    });
-    headers.collect()
+) -> Conditions {
+    let mut conditions = Conditions::default();
+    for (at, header) in wanted.iter().enumerate() {
+        let field = format!("{field}.headers[{at}]");
+        let Some(name) = header_name(&header.name, found, &format!("{field}.name"), findings) else {
+            continue;
+        };
+        let value = value(header.match_type, &header.value);
+        match caller.meets(&name, &value) {
+            None => {
+                conditions.headers.push((name, value));
+                continue;
+            }
+            Some(Ok(true)) => {}
+            Some(Ok(false)) => {
+                conditions.unmet.get_or_insert_with(|| caller.told(&name).into());
+            }
+            Some(Err(message)) => findings.error(found, &format!("{field}.value"), message, ""),
+        }
+        conditions.caller.push((name, value));
+    }
+    conditions
 }
 
 fn backend(reference: &BackendObjectRef, weight: u32, filters: Compiled, route: &Metadata) -> Backend {
@@ -297,6 +368,7 @@ fn backend(reference: &BackendObjectRef, weight: u32, filters: Compiled, route: 
         port: reference.port.unwrap_or_default(),
         weight,
         filters: filters.filters,
+        mirrors: filters.mirrors.into(),
         invalid,
     }
 }
@@ -311,6 +383,7 @@ fn action(compiled: &Compiled, backends: Vec<Backend>) -> Action {
         // The Gateway API: a filter that is not understood must not be skipped, its requests get an error.
         for backend in &mut list {
             backend.filters = Filters::default();
+            backend.mirrors = Arc::default();
             backend.invalid = Some(why.clone());
         }
     }

@@ -1,13 +1,14 @@
 //! A Service compiled: its ports, the routes and the traffic policy on each, and where each is served.
 
+use super::attached::{Index, Policies};
+use super::caller::Caller;
+use super::calls::{self, Own};
 use super::findings::Findings;
-use super::{of_kind, routes, split_name};
-use crate::document::service::{ServicePort, TransportProtocol};
-use crate::document::target::TargetKind;
-use crate::document::traffic_policy::{Algorithm, LoadBalancer};
-use crate::document::{Located, TrafficPolicy};
+use super::{of_kind, routes, split_name, traffic};
+use crate::document::Located;
+use crate::document::service::TransportProtocol;
 use crate::identity::ServiceName;
-use crate::snapshot::{AppProtocol, Balancer, Balancing, Endpoint, Port, Service, Traffic};
+use crate::snapshot::{AppProtocol, Endpoint, Port, Service};
 use crate::wire;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ pub(super) fn compile(
     name: &str,
     documents: &[Located],
     served_at: &wire::Endpoints,
-    caller_namespace: &str,
+    caller: &Caller,
     findings: &mut Findings,
 ) -> Option<Service> {
     let (namespace, short) = split_name(name);
@@ -26,10 +27,15 @@ pub(super) fn compile(
         return None;
     };
     let name = ServiceName::new(namespace, short);
+    let policies = Index::new(documents);
     let meshed = document.spec.ports.iter().filter(|port| port.protocol == TransportProtocol::Tcp);
     let mut ports: Vec<Port> = meshed
         .map(|port| {
-            let routes = routes::compile(&name, port, documents, caller_namespace, findings);
+            let on_port = policies.on_port(&name, port.port);
+            let traffic = traffic::compile(&on_port, &name, findings);
+            let calls = calls::compile(&Policies::default(), &on_port, Own::default(), port.port, findings);
+            let around = routes::Surroundings { policies: &policies, on_port, port: port.port, caller };
+            let routes = routes::compile(&name, port, documents, &around, findings);
             Port {
                 port: port.port,
                 name: port.name.as_deref().map(Into::into),
@@ -37,8 +43,8 @@ pub(super) fn compile(
                 routes: routes.table,
                 rules: routes.rules,
                 endpoints: endpoints(&name, port.port, served_at, findings),
-                traffic: Arc::new(traffic(&name, port, documents)),
-                calls: Arc::default(),
+                traffic: traffic.into(),
+                calls: calls.into(),
             }
         })
         .collect();
@@ -111,39 +117,4 @@ pub(super) fn endpoints(
         })
     })
     .collect()
-}
-
-/// What TrafficPolicies say of one port: one on the port by name goes before one on the whole service, and of equals
-/// the older, then the first by name.
-fn traffic(service: &ServiceName, port: &ServicePort, documents: &[Located]) -> Traffic {
-    let mut policies: Vec<(bool, &TrafficPolicy)> = of_kind!(documents, TrafficPolicy)
-        .filter(|(_, policy)| policy.metadata.namespace() == &*service.namespace)
-        .flat_map(|(_, policy)| {
-            let policy: &TrafficPolicy = policy;
-            let targets = policy.spec.target_refs.iter();
-            let ours = targets.filter(|t| t.kind == TargetKind::Service && t.name == *service.name);
-            ours.filter_map(move |target| match &target.section_name {
-                None => Some((true, policy)),
-                section if *section == port.name => Some((false, policy)),
-                Some(_) => None,
-            })
-        })
-        .collect();
-    policies.sort_by_key(|(general, policy)| {
-        let created = policy.metadata.creation_timestamp.clone();
-        (*general, created.is_none(), created, policy.metadata.name.clone())
-    });
-    let balancer = policies.iter().find_map(|(_, policy)| policy.spec.load_balancer.as_ref());
-    let algorithm = balancer.and_then(compile_balancer).unwrap_or_default();
-    Traffic { balancing: Balancing { algorithm, ..Balancing::default() }, ..Traffic::default() }
-}
-
-/// `None` for balancers that take effect later; status says so.
-fn compile_balancer(written: &LoadBalancer) -> Option<Balancer> {
-    match written.algorithm {
-        Algorithm::PeakEwma => Some(Balancer::PeakEwma),
-        Algorithm::LeastRequests => Some(Balancer::LeastRequests),
-        Algorithm::RoundRobin => Some(Balancer::RoundRobin),
-        Algorithm::Random | Algorithm::RingHash | Algorithm::Maglev => None,
-    }
 }

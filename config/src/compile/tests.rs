@@ -1,5 +1,7 @@
 //! What documents compile to, from YAML through policy and the wire to the snapshot.
 
+mod traffic;
+
 use super::*;
 use crate::error::Severity;
 use crate::identity::ServiceName;
@@ -41,7 +43,11 @@ spec:
 ";
 
 fn compiled(text: &str, caller_namespace: &str) -> Arc<Service> {
-    let snapshot = everything(&policy(&format!("{SERVICES}{text}")), caller_namespace);
+    compiled_for(text, &Caller::in_namespace(caller_namespace))
+}
+
+fn compiled_for(text: &str, caller: &Caller) -> Arc<Service> {
+    let snapshot = everything(&policy(&format!("{SERVICES}{text}")), caller);
     snapshot.service(&ServiceName::new("shop", "product")).expect("compiled").clone()
 }
 
@@ -391,7 +397,8 @@ fn endpoints_are_sorted_out_by_port_and_can_change_alone() {
     let endpoints =
         wire::Endpoints { endpoints: vec![endpoint(80, "10.0.0.1:1", id), endpoint(90, "[::1]:2", "")] };
     let mesh = Mesh::default();
-    let compiled = service("shop/product", &documents, &endpoints, &mesh, "shop").expect("compiles");
+    let compiled = service("shop/product", &documents, &endpoints, &mesh, &Caller::in_namespace("shop"))
+        .expect("compiles");
     let at = |service: &Service, port: u16| service.port(port).expect("a port").endpoints.clone();
     let one = &at(&compiled, 80)[0];
     assert_eq!((one.address.to_string().as_str(), one.weight), ("10.0.0.1:1", 1));
@@ -404,7 +411,7 @@ fn endpoints_are_sorted_out_by_port_and_can_change_alone() {
     assert!(at(&moved, 90).is_empty());
     for wrong in [endpoint(80, "here", id), endpoint(80, "10.0.0.1:1", "me")] {
         let wrong = wire::Endpoints { endpoints: vec![wrong] };
-        assert!(service("shop/product", &documents, &wrong, &mesh, "shop").is_err());
+        assert!(service("shop/product", &documents, &wrong, &mesh, &Caller::in_namespace("shop")).is_err());
         assert!(with_endpoints(&compiled, &wrong).is_err());
     }
 }
@@ -417,12 +424,17 @@ fn what_makes_no_sense_on_the_wire_is_an_error_and_not_a_panic() {
     let mesh_default = Mesh::default();
     for (kind, json) in [("Nonsense", "{}"), ("Service", "{"), ("Service", "[]"), ("HTTPRoute", "null")] {
         let documents = documents(kind, json);
-        assert!(service("a/b", &documents, &Default::default(), &mesh_default, "a").is_err());
+        assert!(
+            service("a/b", &documents, &Default::default(), &mesh_default, &Caller::in_namespace("a"))
+                .is_err()
+        );
         assert!(workload("a/b", &documents, &mesh_default).is_err());
         assert!(mesh(&documents).is_err());
     }
     let nothing = wire::Documents::default();
-    assert!(service("a/b", &nothing, &Default::default(), &mesh_default, "a").is_err());
+    assert!(
+        service("a/b", &nothing, &Default::default(), &mesh_default, &Caller::in_namespace("a")).is_err()
+    );
     assert!(workload("a/b", &nothing, &mesh_default).is_err());
     assert_eq!(mesh(&nothing), Ok(Mesh::default()));
 }

@@ -1,7 +1,7 @@
-//! A Workload compiled: what it serves, its upstream listeners, and who may call it.
+//! A Workload compiled: what it serves, its upstream listeners, who may call it, and how much it takes.
 
 use super::findings::Findings;
-use super::{authorization, of_kind, service::app_protocol, split_name};
+use super::{admission, authorization, of_kind, service::app_protocol, split_name};
 use crate::document::metadata::PortOrName;
 use crate::document::service::{ServicePort, TransportProtocol};
 use crate::document::workload::WorkloadPort;
@@ -37,7 +37,7 @@ pub(super) fn compile(
         upstreams: upstreams.collect(),
         authorization: authorization::compile(documents, document, &serves, mesh, findings),
         zone: document.spec.zone.as_deref().map(Into::into),
-        admission: serves.iter().map(|_| Default::default()).collect(),
+        admission: admission::compile(documents, &serves, findings),
         serves,
     })
 }

@@ -34,7 +34,8 @@ pub(super) fn explain(index: &Index, request: &RequestView<'_>) -> Vec<Considere
     let taken = index.find_rank(request);
     let both = index.specs.iter().zip(&index.entries).enumerate();
     both.map(|(rank, (spec, entry))| {
-        let outcome = match difference(spec, entry, request) {
+        let unmet = spec.unmet.as_ref().map(|why| why.to_string());
+        let outcome = match unmet.or_else(|| difference(spec, entry, request)) {
             _ if Some(rank) == taken => Outcome::Matched,
             Some(why) => Outcome::NotMatched(why),
             None => Outcome::Outranked,

@@ -190,7 +190,7 @@ impl Index {
             grpc_methods: Map::default(),
             nodes: vec![Node::default()],
         };
-        for (rank, spec) in specs.iter().enumerate() {
+        for (rank, spec) in specs.iter().enumerate().filter(|(_, spec)| spec.unmet.is_none()) {
             index.place(spec, rank as Rank);
         }
         let buckets = index.exact.values_mut().chain(index.grpc_methods.values_mut());

@@ -19,6 +19,10 @@ pub struct RouteSpec {
     pub method: Option<Method>,
     /// Header conditions; of several with one name only the first counts.
     pub headers: Vec<(HeaderName, ValueMatch)>,
+    /// Conditions on who calls, which have been decided already. For precedence they are header conditions.
+    pub caller: Vec<(HeaderName, ValueMatch)>,
+    /// Why this caller does not meet one of them: then the match stands in the table but no request takes it.
+    pub unmet: Option<Arc<str>>,
     /// Query conditions; of several with one name only the first counts.
     pub query: Vec<(String, ValueMatch)>,
 }
@@ -86,6 +90,9 @@ impl fmt::Display for RouteSpec {
         for (name, wanted) in &self.headers {
             write!(f, ", header {name} {}", value(wanted))?;
         }
+        for (name, wanted) in &self.caller {
+            write!(f, ", {name} {}", value(wanted))?;
+        }
         for (name, wanted) in &self.query {
             write!(f, ", query {name} {}", value(wanted))?;
         }
@@ -126,7 +133,7 @@ pub(crate) fn precedence(spec: &RouteSpec) -> impl Ord + use<> {
     (
         path,
         spec.method.is_none(),
-        count(spec.headers.len()),
+        count(spec.headers.len() + spec.caller.len()),
         count(spec.query.len()),
         (origin.created.is_none(), origin.created),
         // Compared as the one text that the Gateway API speaks of.

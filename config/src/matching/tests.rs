@@ -19,6 +19,8 @@ fn spec(target: usize, path: PathSpec) -> RouteSpec {
         path,
         method: None,
         headers: vec![],
+        caller: vec![],
+        unmet: None,
         query: vec![],
     }
 }
@@ -412,6 +414,8 @@ fn route_spec() -> impl Strategy<Value = RouteSpec> {
                 path,
                 method,
                 headers: headers.into_iter().map(|n| header(n, value())).collect(),
+                caller: vec![],
+                unmet: None,
                 query: query.into_iter().map(|n| (n.to_owned(), value())).collect(),
             }
         })

@@ -5,11 +5,12 @@ use super::{
     attachment::{parents, target_refs},
     registry::Registry,
 };
-use crate::compile::is_attached;
+use crate::compile::{is_attached, speaks_of_endpoints};
 use crate::document::mesh_policy::{MeshPolicySpec, Up};
+use crate::document::route::BackendObjectRef;
 use crate::document::target::TargetKind;
 use crate::document::workload::WorkloadSpec;
-use crate::document::{Document, DocumentKey, Kind, MeshPolicy, Metadata, Service, Workload};
+use crate::document::{Document, DocumentKey, Kind, MeshPolicy, Metadata, Service, TrafficPolicy, Workload};
 use crate::identity::ServiceName;
 use crate::wire;
 use sha2::{Digest, Sha256};
@@ -36,7 +37,13 @@ impl Resources {
         for name in registry.services() {
             let Some(service) = registry.service(&name) else { continue };
             let mut documents = vec![on_the_wire(&Document::Service(without_annotations(service)))];
-            documents.extend(attached.to_service(&name).into_iter().cloned());
+            let (attached, backends) = attached.to_service(&name);
+            documents.extend(attached.into_iter().cloned());
+            let backends = backends.iter().filter(|backend| **backend != name);
+            let backends = backends.filter_map(|backend| registry.service(backend));
+            documents.extend(
+                backends.map(|service| on_the_wire(&Document::Service(without_annotations(service)))),
+            );
             resources.add(format!("service/{name}"), documents);
             resources.endpoints.insert(format!("endpoints/{name}"), endpoints_version(&name, registry));
         }
@@ -172,6 +179,7 @@ fn mesh(in_force: &InForce, registry: &Registry) -> Document {
 /// Documents that are attached to others, ready for the wire.
 struct Attached<'a> {
     documents: BTreeMap<&'a DocumentKey, &'a wire::Document>,
+    in_force: &'a InForce,
     /// Routes by the services they are attached to.
     routes: BTreeMap<ServiceName, BTreeSet<&'a DocumentKey>>,
     /// Policies by what they target, in their own namespace.
@@ -184,6 +192,7 @@ impl<'a> Attached<'a> {
     fn new(in_force: &'a InForce) -> Self {
         let mut attached = Self {
             documents: BTreeMap::new(),
+            in_force,
             routes: BTreeMap::new(),
             policies: HashMap::new(),
             whole_namespace: BTreeMap::new(),
@@ -215,21 +224,45 @@ impl<'a> Attached<'a> {
         self.policies.get(&(kind, name.clone())).into_iter().flatten().copied()
     }
 
-    /// Routes on a service, and the policies on it and on those routes.
-    fn to_service(&self, service: &ServiceName) -> Vec<&'a wire::Document> {
+    fn traffic_policy(&self, key: &DocumentKey) -> Option<&'a TrafficPolicy> {
+        match &self.in_force.get(key)?.document {
+            Document::TrafficPolicy(policy) => Some(policy),
+            _ => None,
+        }
+    }
+
+    /// Routes on a service, and the policies on it and on those routes. Where one of these says something about
+    /// endpoints, it is laid over what the policies on each backend say of that backend's endpoints: then these are
+    /// needed too, and beside them the documents of the services that are named second.
+    fn to_service(&self, service: &ServiceName) -> (Vec<&'a wire::Document>, BTreeSet<ServiceName>) {
         let mut keys: BTreeSet<&DocumentKey> = self.routes.get(service).cloned().unwrap_or_default();
         let mut policies: BTreeSet<&DocumentKey> = self.targeting(TargetKind::Service, service).collect();
+        let mut backends = BTreeSet::new();
         for route in &keys {
             let kind =
                 if route.kind == Kind::GrpcRoute { TargetKind::GrpcRoute } else { TargetKind::HttpRoute };
-            policies
-                .extend(self.targeting(kind, &ServiceName::new(route.namespace.clone(), route.name.clone())));
+            let name = ServiceName::new(route.namespace.clone(), route.name.clone());
+            let on_route: Vec<_> = self.targeting(kind, &name).collect();
+            let written = || on_route.iter().filter_map(|key| self.traffic_policy(key));
+            if written().any(|policy| speaks_of_endpoints(&policy.spec)) {
+                backends
+                    .extend(self.in_force.get(*route).into_iter().flat_map(|at| backends_of(&at.document)));
+                backends.extend(written().flat_map(shards_of));
+                let on_service = self.targeting(TargetKind::Service, service);
+                backends.extend(on_service.filter_map(|key| self.traffic_policy(key)).flat_map(shards_of));
+            }
+            policies.extend(on_route);
+        }
+        for backend in &backends {
+            let on_backend = self.targeting(TargetKind::Service, backend);
+            policies.extend(on_backend.filter(|key| key.kind == Kind::TrafficPolicy));
         }
         keys.extend(policies.into_iter().filter(|key| is_attached(key.kind)));
-        keys.into_iter().filter_map(|key| self.documents.get(key).copied()).collect()
+        (keys.into_iter().filter_map(|key| self.documents.get(key).copied()).collect(), backends)
     }
 
-    /// AuthorizationPolicies on a workload, on what it serves, and on its whole namespace.
+    /// AuthorizationPolicies on a workload, on what it serves, and on its whole namespace; and of the TrafficPolicies on
+    /// what it serves those that are about calls that come in.
     fn to_workload(&self, workload: &ServiceName, serves: &[ServiceName]) -> Vec<&'a wire::Document> {
         let mut keys: BTreeSet<&DocumentKey> =
             self.whole_namespace.get(&workload.namespace).cloned().unwrap_or_default();
@@ -237,9 +270,34 @@ impl<'a> Attached<'a> {
         for service in serves {
             keys.extend(self.targeting(TargetKind::Service, service));
         }
-        keys.retain(|key| key.kind == Kind::AuthorizationPolicy);
+        keys.retain(|key| match self.traffic_policy(key) {
+            Some(policy) => !policy.spec.rate_limits.is_empty() || policy.spec.concurrency.is_some(),
+            None => key.kind == Kind::AuthorizationPolicy,
+        });
         keys.into_iter().filter_map(|key| self.documents.get(key).copied()).collect()
     }
+}
+
+/// The services that a route forwards to.
+fn backends_of(route: &Document) -> Vec<ServiceName> {
+    let references: Vec<BackendObjectRef> = match route {
+        Document::HttpRoute(route) => {
+            route.spec.rules.iter().flat_map(|rule| rule.backend_refs.iter().map(|b| b.object())).collect()
+        }
+        Document::GrpcRoute(route) => {
+            route.spec.rules.iter().flat_map(|rule| rule.backend_refs.iter().map(|b| b.object())).collect()
+        }
+        _ => Vec::new(),
+    };
+    let own = route.metadata().namespace();
+    let services = references.into_iter().filter(BackendObjectRef::is_service);
+    services.map(|to| ServiceName::new(to.namespace.as_deref().unwrap_or(own), to.name.as_str())).collect()
+}
+
+/// The services that a policy spreads users over.
+fn shards_of(policy: &TrafficPolicy) -> impl Iterator<Item = ServiceName> {
+    let shards = policy.spec.sharding.iter().flat_map(|sharding| &sharding.shards);
+    shards.map(|shard| ServiceName::new(policy.metadata.namespace(), shard.service.as_str()))
 }
 
 /// A version of a service's fixed endpoints and of what its leased ones would be, wherever the sidecars are.

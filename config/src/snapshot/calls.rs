@@ -32,7 +32,9 @@ pub struct Calls {
     /// Answers to browsers' cross-origin requests.
     pub cors: Option<Arc<Cors>>,
     /// Set where a policy on the rule or its route says something about endpoints: then the rule's clusters are its
-    /// own, with these settings, one per backend (in the order of the rule's backends; one for a port without routes).
+    /// own, with these settings: one per backend in the order of the rule's backends, and then one per shard in the
+    /// order of `sharding`. What the policy on the route does not say of endpoints is as each backend's own policies
+    /// say it. Never set for a port without routes.
     pub own_traffic: Option<Arc<[Traffic]>>,
 }
 
@@ -75,6 +77,8 @@ pub struct Retry {
     pub grpc_statuses: u32,
     /// True if a policy names the gRPC statuses: then the call is tried again although the application may have seen it.
     pub grpc_explicit: bool,
+    /// Every retry waits at least this long; what `backoff` gives comes on top of it.
+    pub least_wait: Duration,
     /// Up to this long before the first retry; doubles each time, with full jitter.
     pub backoff: Duration,
     /// Never longer than this.
@@ -98,6 +102,7 @@ impl Default for Retry {
             statuses: Arc::new([502, 503, 504]),
             grpc_statuses: 1 << 14,
             grpc_explicit: false,
+            least_wait: Duration::ZERO,
             backoff: Duration::from_millis(25),
             max_backoff: Duration::from_millis(250),
             retry_after: true,
@@ -158,7 +163,8 @@ pub struct Session {
 /// A limit on how many calls pass.
 #[derive(Clone, Debug)]
 pub struct RateLimit {
-    /// `<namespace>/<policy>/<limit>`: keys the runtime state, and names it in metrics.
+    /// `<namespace>/<policy>/<limit>`, with ` on <target>` behind it where the policy has several targets: keys the
+    /// runtime state, and names it in metrics.
     pub id: Arc<str>,
     /// The limit's own name, for answers.
     pub name: Arc<str>,
@@ -228,7 +234,7 @@ pub enum Abort {
 /// What is called is going away (RFC 9745, RFC 8594).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deprecation {
-    /// What it is about, for counts and status: the policy's target, `HTTPRoute shop/products (v1)`.
+    /// What it is about, for counts and status: the policy's target, `HTTPRoute shop/products#v1`.
     pub of: Arc<str>,
     /// The `Deprecation` field.
     pub deprecation: HeaderValue,
@@ -241,7 +247,7 @@ pub struct Deprecation {
 /// Where copies of requests go.
 #[derive(Clone, Debug)]
 pub struct Mirror {
-    /// The backend; `filters` are empty and `weight` is 1.
+    /// The backend; `filters` and `mirrors` are empty and `weight` is 1.
     pub backend: Backend,
     /// The share of requests that are copied: `numerator` of `denominator`.
     pub numerator: u32,

@@ -330,6 +330,8 @@ pub struct Backend {
     pub weight: u32,
     /// Filters that apply only when this backend is taken.
     pub filters: Filters,
+    /// Where copies go when this backend is taken, besides those of the rule.
+    pub mirrors: Arc<[Mirror]>,
     /// Why the Gateway API answers 500 for this backend's share: a kind or a reference that does not resolve.
     pub invalid: Option<Arc<str>>,
 }

@@ -3,7 +3,7 @@
 use rustls_pki_types::CertificateDer;
 use std::sync::Arc;
 use weft_config::{
-    compile,
+    compile::{self, Caller},
     error::{Diagnostic, Severity},
     identity::ServiceName,
     snapshot::{Mesh, Service, Workload},
@@ -37,9 +37,9 @@ pub(super) fn service(
     documents: Part<'_, wire::Documents>,
     endpoints: Part<'_, wire::Endpoints>,
     mesh: &Mesh,
-    caller_namespace: &str,
+    caller: &Caller,
 ) -> Result<Service, String> {
-    let mut service = compile::service(&name.to_string(), documents.1, endpoints.1, mesh, caller_namespace)
+    let mut service = compile::service(&name.to_string(), documents.1, endpoints.1, mesh, caller)
         .map_err(|found| reason(&found))?;
     service.version = version(documents.0, endpoints.0);
     Ok(service)

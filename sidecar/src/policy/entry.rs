@@ -4,6 +4,7 @@ use super::{compiling, names::ResourceName, usage::Used};
 use std::{collections::BTreeSet, sync::Arc};
 use tokio::time::Instant;
 use weft_config::{
+    compile::Caller,
     identity::ServiceName,
     snapshot::{Action, Backend, Calls, Mesh, Rule, Service},
     wire,
@@ -74,8 +75,8 @@ pub(super) struct Refusal {
 #[derive(Debug)]
 pub(super) struct Entry {
     name: ServiceName,
-    /// Some routes hold only for callers of their own namespace.
-    caller_namespace: Arc<str>,
+    /// Some routes hold only for some callers.
+    caller: Arc<Caller>,
     pub(super) documents: Part<wire::Documents>,
     pub(super) endpoints: Part<wire::Endpoints>,
     pub(super) compiled: Option<Arc<Service>>,
@@ -93,10 +94,10 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(name: ServiceName, caller_namespace: Arc<str>, used: Arc<Used>, now: Instant) -> Self {
+    pub(super) fn new(name: ServiceName, caller: Arc<Caller>, used: Arc<Used>, now: Instant) -> Self {
         Self {
             name,
-            caller_namespace,
+            caller,
             documents: Part::Unanswered,
             endpoints: Part::Unanswered,
             compiled: None,
@@ -279,7 +280,7 @@ impl Entry {
         let nowhere = wire::Endpoints::default();
         let endpoints = endpoints.map_or(("", &nowhere), |e| (e.version.as_str(), &e.body));
         let documents = (documents.version.as_str(), &documents.body);
-        compiling::service(&self.name, documents, endpoints, mesh, &self.caller_namespace)
+        compiling::service(&self.name, documents, endpoints, mesh, &self.caller)
     }
 
     fn take(&mut self, service: Service, publish_by: Instant) {
@@ -310,6 +311,7 @@ fn backends_of(service: &Service) -> Vec<ServiceName> {
         .ports
         .iter()
         .flat_map(|port| port.rules.iter().flat_map(of_rule).chain(of_calls(&port.calls)));
+    let all = all.flat_map(|to| to.mirrors.iter().map(|mirror| &mirror.backend).chain([to]));
     let others = all.filter(|to| to.invalid.is_none() && to.service != service.name);
     others.map(|to| to.service.clone()).collect::<BTreeSet<_>>().into_iter().collect()
 }

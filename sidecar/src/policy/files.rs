@@ -19,7 +19,13 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
-use weft_config::{compile, error::Severity, identity::ServiceName, policy::Policy, snapshot::Workload};
+use weft_config::{
+    compile::{self, Caller},
+    error::Severity,
+    identity::ServiceName,
+    policy::Policy,
+    snapshot::Workload,
+};
 
 const MAX_FILES: usize = 10_000;
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -46,6 +52,7 @@ struct Stamp {
 pub(super) struct FilePolicy {
     files: Files,
     own: ServiceName,
+    caller: Caller,
     out: Outward,
     policy: Policy,
     workload: Option<Arc<Workload>>,
@@ -63,12 +70,13 @@ pub(super) struct FilePolicy {
 impl FilePolicy {
     /// Reads everything for the first time. Fails only if the identity's files are of no use: without them nothing
     /// would work, and nobody would see why.
-    pub(super) fn start(files: Files, own: ServiceName, out: Outward) -> anyhow::Result<Self> {
+    pub(super) fn start(files: Files, caller: Caller, out: Outward) -> anyhow::Result<Self> {
         let (sign, signs) = mpsc::channel(1);
         let mut this = Self {
             policy: Policy::new(out.tls.trust_domain()),
             files,
-            own,
+            own: ServiceName::new(caller.namespace.clone(), caller.workload.clone()),
+            caller,
             out,
             workload: None,
             version: None,
@@ -201,7 +209,7 @@ impl FilePolicy {
         if self.version.as_ref() == Some(&version) {
             return;
         }
-        let mut snapshot = compile::everything(&self.policy, &self.own.namespace);
+        let mut snapshot = compile::everything(&self.policy, &self.caller);
         self.workload = match self.policy.resource(&format!("workload/{}", self.own)) {
             Some((version, documents)) => {
                 match compiling::workload(&self.own, &version, &documents, &snapshot.mesh) {

@@ -29,7 +29,7 @@ use std::{
 use subscription::Core;
 use tokio::sync::{mpsc, oneshot, watch};
 use usage::Tables;
-use weft_config::{identity::ServiceName, snapshot::Snapshot};
+use weft_config::{compile::Caller, identity::ServiceName, snapshot::Snapshot};
 
 /// Questions that wait for the control runtime; one more is answered [`Found::Unavailable`].
 const MAX_QUESTIONS: usize = 4096;
@@ -160,12 +160,17 @@ pub(crate) fn start(
     hooks: Arc<dyn Hooks>,
 ) -> anyhow::Result<Handle> {
     let own = ServiceName::new(settings.namespace.as_str(), settings.workload.as_str());
+    let caller = Caller {
+        namespace: own.namespace.clone(),
+        service_account: settings.service_account.as_str().into(),
+        workload: own.name.clone(),
+    };
     let tables = Arc::new(Tables::default());
     let (presence, presence_seen) = watch::channel(Presence::default());
     let (stop, stop_seen) = watch::channel(false);
     let (stopped, stopped_seen) = watch::channel(false);
     let mut handle = Handle {
-        shared: Arc::new(Shared::new(Core::new(own.clone(), tables.clone()), tables)),
+        shared: Arc::new(Shared::new(Core::new(caller.clone(), tables.clone()), tables)),
         questions: None,
         presence: Arc::new(presence),
         stop: Arc::new(stop),
@@ -174,7 +179,7 @@ pub(crate) fn start(
     let outward = subscription::Outward { shared: handle.shared.clone(), tls, sink, hooks };
     match settings.source {
         Source::Files(files) => {
-            let mut files = files::FilePolicy::start(files, own, outward)?;
+            let mut files = files::FilePolicy::start(files, caller, outward)?;
             tokio::spawn(async move {
                 files.run(stop_seen).await;
                 stopped.send_replace(true);

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
-use weft_config::{identity::ServiceName, snapshot::Snapshot, wire};
+use weft_config::{compile::Caller, identity::ServiceName, snapshot::Snapshot, wire};
 
 /// How long a request may wait for a service that is not known yet.
 pub(super) const WANT_FOR: Duration = Duration::from_secs(1);
@@ -60,6 +60,8 @@ pub(super) struct Output {
 #[derive(Debug)]
 pub(super) struct State {
     own: ServiceName,
+    /// Who calls, for what services say of some callers only.
+    caller: Arc<Caller>,
     mesh: Part<wire::Documents>,
     trust: Part<wire::TrustBundle>,
     workload: Part<wire::Documents>,
@@ -78,10 +80,11 @@ pub(super) struct State {
 }
 
 impl State {
-    /// The state of a sidecar of the workload `own` that has not heard anything.
-    pub(super) fn new(own: ServiceName, tables: Arc<Tables>, now: Instant) -> Self {
+    /// The state of a sidecar beside the workload `own` that has not heard anything.
+    pub(super) fn new(own: Caller, tables: Arc<Tables>, now: Instant) -> Self {
         Self {
-            own,
+            own: ServiceName::new(own.namespace.clone(), own.workload.clone()),
+            caller: Arc::new(own),
             mesh: Part::Unanswered,
             trust: Part::Unanswered,
             workload: Part::Unanswered,
@@ -221,7 +224,7 @@ impl State {
 
     fn entry(&mut self, name: &ServiceName, now: Instant) -> &mut Entry {
         self.services.entry(name.clone()).or_insert_with(|| {
-            Entry::new(name.clone(), self.own.namespace.clone(), self.tables.subscribed(name), now)
+            Entry::new(name.clone(), self.caller.clone(), self.tables.subscribed(name), now)
         })
     }
 

@@ -21,7 +21,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use weft_config::{identity::ServiceName, wire};
+use weft_config::{compile::Caller, identity::ServiceName, wire};
 use wire::{to_control_plane::Message as Outgoing, to_sidecar::Message as Incoming};
 
 const RECONNECT_BASE: Duration = Duration::from_millis(100);
@@ -49,7 +49,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(own: ServiceName, tables: Arc<Tables>) -> Self {
+    pub(super) fn new(own: Caller, tables: Arc<Tables>) -> Self {
         let state = State::new(own, tables, Instant::now());
         Self { state, issuance: Issuance::new(), source: serde_json::Value::Null }
     }

@@ -61,6 +61,10 @@ pub struct RateLimit {
     #[serde(default)]
     #[schemars(length(max = 9))]
     pub methods: Vec<HttpMethod>,
+    /// Only calls at or below one of these paths count, by whole segments. Left out, every path. Example: `[/search]`.
+    #[serde(default)]
+    #[schemars(length(max = 32), extend("itemFormat" = "absolute-path"))]
+    pub paths: Vec<String>,
 }
 
 /// How many calls the application gets at once: `limit` or `adaptive`, or neither for no limit.
@@ -118,7 +122,7 @@ pub struct Priority {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatch>,
-    /// Calls below one of these paths. Left out, every path. Example: `[/checkout]`.
+    /// Calls at or below one of these paths, by whole segments. Left out, every path. Example: `[/checkout]`.
     #[serde(default)]
     #[schemars(length(max = 32), extend("itemFormat" = "absolute-path"))]
     pub paths: Vec<String>,

@@ -11,7 +11,7 @@ use super::{
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use weft_config::{identity::ServiceName, snapshot::MtlsMode};
+use weft_config::{compile::Caller, identity::ServiceName, snapshot::MtlsMode};
 use wire::to_control_plane::Message;
 
 /// A state machine with its clock.
@@ -26,7 +26,10 @@ impl Machine {
     fn new() -> Self {
         let tables = Arc::new(Tables::default());
         let now = Instant::now();
-        Self { state: State::new(name("cart"), tables.clone(), now), tables, now, nonce: 0 }
+        let own = name("cart");
+        let caller =
+            Caller { namespace: own.namespace, service_account: "default".into(), workload: own.name };
+        Self { state: State::new(caller, tables.clone(), now), tables, now, nonce: 0 }
     }
 
     /// With a stream that the control plane has taken.
