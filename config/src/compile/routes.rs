@@ -246,8 +246,7 @@ impl<'a, 'd> Builder<'a, 'd> {
         if on_rule.speak_of_endpoints()
             && let Action::Forward(backends) = &action
         {
-            let shards = calls.sharding.iter().flat_map(|sharding| &*sharding.shards);
-            let each = backends.list.iter().chain(shards).map(|backend| {
+            let each = backends.list.iter().map(|backend| {
                 let on_backend = around.policies.on_port(&backend.service, backend.port);
                 traffic::compile(&on_rule.then(&on_backend), &backend.service, findings)
             });

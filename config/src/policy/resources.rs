@@ -243,13 +243,10 @@ impl<'a> Attached<'a> {
                 if route.kind == Kind::GrpcRoute { TargetKind::GrpcRoute } else { TargetKind::HttpRoute };
             let name = ServiceName::new(route.namespace.clone(), route.name.clone());
             let on_route: Vec<_> = self.targeting(kind, &name).collect();
-            let written = || on_route.iter().filter_map(|key| self.traffic_policy(key));
-            if written().any(|policy| speaks_of_endpoints(&policy.spec)) {
+            let mut written = on_route.iter().filter_map(|key| self.traffic_policy(key));
+            if written.any(|policy| speaks_of_endpoints(&policy.spec)) {
                 backends
                     .extend(self.in_force.get(*route).into_iter().flat_map(|at| backends_of(&at.document)));
-                backends.extend(written().flat_map(shards_of));
-                let on_service = self.targeting(TargetKind::Service, service);
-                backends.extend(on_service.filter_map(|key| self.traffic_policy(key)).flat_map(shards_of));
             }
             policies.extend(on_route);
         }
@@ -292,12 +289,6 @@ fn backends_of(route: &Document) -> Vec<ServiceName> {
     let own = route.metadata().namespace();
     let services = references.into_iter().filter(BackendObjectRef::is_service);
     services.map(|to| ServiceName::new(to.namespace.as_deref().unwrap_or(own), to.name.as_str())).collect()
-}
-
-/// The services that a policy spreads users over.
-fn shards_of(policy: &TrafficPolicy) -> impl Iterator<Item = ServiceName> {
-    let shards = policy.spec.sharding.iter().flat_map(|sharding| &sharding.shards);
-    shards.map(|shard| ServiceName::new(policy.metadata.namespace(), shard.service.as_str()))
 }
 
 /// A version of a service's fixed endpoints and of what its leased ones would be, wherever the sidecars are.

@@ -32,9 +32,9 @@ pub struct Calls {
     /// Answers to browsers' cross-origin requests.
     pub cors: Option<Arc<Cors>>,
     /// Set where a policy on the rule or its route says something about endpoints: then the rule's clusters are its
-    /// own, with these settings: one per backend in the order of the rule's backends, and then one per shard in the
-    /// order of `sharding`. What the policy on the route does not say of endpoints is as each backend's own policies
-    /// say it. Never set for a port without routes.
+    /// own, with these settings, one per backend in the order of the rule's backends. What the policy on the route does
+    /// not say of endpoints is as each backend's own policies say it; shards and mirrors are wholly as theirs say.
+    /// Never set for a port without routes.
     pub own_traffic: Option<Arc<[Traffic]>>,
 }
 

@@ -194,6 +194,7 @@ mod tests {
             port: 8080,
             weight,
             filters: Filters::default(),
+            mirrors: Default::default(),
             invalid: None,
         }
     }

@@ -250,26 +250,6 @@ fn what_a_rule_says_of_endpoints_is_laid_over_what_each_backend_says() {
 }
 
 #[test]
-fn shards_of_a_rule_with_endpoints_of_its_own_come_after_its_backends() {
-    let text = route("")
-        + &traffic_policy(
-            "rule",
-            RULE,
-            "connections: {maxRequests: 3}\nsharding: {key: [{header: x-c}], shards: [{service: product-v2}]}",
-        )
-        + &traffic_policy(
-            "two",
-            "{kind: Service, name: product-v2}",
-            "loadBalancer: {algorithm: roundRobin}",
-        );
-    let own = calls(&text).own_traffic.expect("endpoints of its own");
-    assert_eq!(own.len(), 2);
-    assert_eq!(own[0].balancing.algorithm, Balancer::PeakEwma);
-    assert_eq!(own[1].balancing.algorithm, Balancer::RoundRobin);
-    assert!(own.iter().all(|traffic| traffic.bounds.requests == Some(3)));
-}
-
-#[test]
 fn a_route_s_own_timeouts_go_before_those_of_policies_one_by_one() {
     let policy =
         traffic_policy("p", RULE, "timeouts: {request: 5s, attempt: 4s, idle: 3s, deadlines: false}");
