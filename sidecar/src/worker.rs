@@ -133,6 +133,8 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, index: usize) -> Self {
         let shard = Shard::new(shared.metrics.clone(), index);
+        // In this order: a snapshot that comes in between is then seen as new.
+        let seen = shared.generation.load(Ordering::Acquire);
         let snapshot = shared.snapshot();
         let identity = SpiffeId {
             trust_domain: shared.tls.trust_domain().clone(),
@@ -143,7 +145,7 @@ impl Worker {
             connector: Connector { tls: shared.tls.clone(), shard: shard.clone() },
             shard,
             drain: Rc::new(Drain::default()),
-            seen: Cell::new(shared.generation.load(Ordering::Acquire)),
+            seen: Cell::new(seen),
             live: RefCell::new(Rc::new(Live::new(snapshot, None))),
             clusters: RefCell::default(),
             external: RefCell::default(),
@@ -170,7 +172,7 @@ impl Worker {
         let zone = snapshot.workload.as_ref().and_then(|workload| workload.zone.as_ref());
         let has_own = self.clusters.borrow().keys().any(|key| key.rule.is_some());
         let own = if has_own { own_traffic(&snapshot) } else { Default::default() };
-        let mut known = Vec::new();
+        let mut known = HashSet::new();
         for (key, cluster) in self.clusters.borrow().iter() {
             let Some(port) = snapshot.service(&key.service).and_then(|s| s.port(key.port)) else { continue };
             match (&key.rule, own.get(key)) {
@@ -178,13 +180,12 @@ impl Worker {
                 (Some(_), Some(traffic)) => cluster.update_own(port, traffic, zone, now),
                 (Some(_), None) => continue,
             }
-            known.push(key.clone());
+            known.insert(key.clone());
         }
         drop(own);
         let live = Live::new(snapshot, Some(&self.live.borrow()));
         self.live.replace(Rc::new(live));
         // A cluster that some request or route still holds lives on until they let go of it.
-        let known: HashSet<ClusterKey> = known.into_iter().collect();
         self.clusters
             .borrow_mut()
             .retain(|key, cluster| known.contains(key) || Rc::strong_count(cluster) > 1);
@@ -337,3 +338,6 @@ impl Worker {
         self.shard.metrics()
     }
 }
+
+#[cfg(test)]
+mod tests;

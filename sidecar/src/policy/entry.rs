@@ -315,3 +315,57 @@ fn backends_of(service: &Service) -> Vec<ServiceName> {
     let others = all.filter(|to| to.invalid.is_none() && to.service != service.name);
     others.map(|to| to.service.clone()).collect::<BTreeSet<_>>().into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_config::snapshot::{AppProtocol, Backends, Key, Mirror, Port, Sharding};
+
+    fn to(name: &str) -> Backend {
+        Backend {
+            service: ServiceName::new("shop", name),
+            port: 80,
+            weight: 1,
+            filters: Default::default(),
+            invalid: None,
+        }
+    }
+
+    fn calls(shards: &[&str], mirrors: &[&str]) -> Arc<Calls> {
+        let sharding = Sharding {
+            key: Key([].into()),
+            shards: shards.iter().map(|name| to(name)).collect(),
+            pinned: [].into(),
+            without_key: None,
+        };
+        let mirror = |name: &&str| Mirror { backend: to(name), numerator: 1, denominator: 100 };
+        let mirrors = mirrors.iter().map(mirror).collect();
+        Arc::new(Calls { sharding: Some(sharding), mirrors, ..Calls::default() })
+    }
+
+    #[test]
+    fn backends_shards_and_mirrors_are_what_calls_go_to() {
+        let broken = Backend { invalid: Some("no such kind".into()), ..to("broken") };
+        let list = vec![to("cart"), to("cart-v2"), broken];
+        let rule = Rule {
+            name: "shop/cart#0".into(),
+            filters: Default::default(),
+            action: Action::Forward(Backends { list, total_weight: 3 }),
+            calls: calls(&["cart-eu"], &["cart-v2", "shadow"]),
+        };
+        let port = Port {
+            port: 80,
+            name: None,
+            protocol: AppProtocol::Http1,
+            routes: Default::default(),
+            rules: vec![rule],
+            endpoints: Arc::new([]),
+            traffic: Arc::default(),
+            calls: calls(&["cart", "cart-us"], &["tap"]),
+        };
+        let service =
+            Service { name: ServiceName::new("shop", "cart"), version: "1".into(), ports: vec![port] };
+        let names: Vec<_> = backends_of(&service).into_iter().map(|name| name.name.to_string()).collect();
+        assert_eq!(names, ["cart-eu", "cart-us", "cart-v2", "shadow", "tap"]);
+    }
+}
