@@ -67,6 +67,8 @@ pub(crate) struct LiveCalls {
 #[derive(Clone)]
 pub(crate) struct LiveBackend {
     pub(crate) cluster: Rc<Cluster>,
+    /// Where copies go when it is taken, besides those of the rule; in the order of its mirrors.
+    pub(crate) mirrors: Rc<[LiveBackend]>,
     mtls: Arc<Series>,
     plain: Arc<Series>,
 }
@@ -162,6 +164,7 @@ impl Live {
             let to = key.service.to_string();
             LiveBackend {
                 cluster: worker.cluster(&self.snapshot, key, own),
+                mirrors: Rc::new([]),
                 mtls: series(route, &to, true),
                 plain: series(route, &to, false),
             }
@@ -182,15 +185,20 @@ impl Live {
                 Action::Redirect(_) => &none,
             };
             LiveRule {
-                backends: rule_clusters(rule).map(|(key, own)| backend(&rule.name, key, own)).collect(),
+                backends: rule_clusters(rule)
+                    .map(|(to, key, own)| LiveBackend {
+                        mirrors: to.mirrors.iter().map(|copy| shared(&rule.name, &copy.backend)).collect(),
+                        ..backend(&rule.name, key, own)
+                    })
+                    .collect(),
                 calls: calls(&rule.name, &rule.calls, Split::of_rule(&rule.name, backends, &rule.calls)),
                 series: series(&rule.name, "", false),
             }
         };
         let none: Arc<str> = "".into();
-        let (key, own) = port_cluster(&service.name, port);
+        let own = ClusterKey { service: service.name.clone(), port: port.port, rule: None };
         LivePort {
-            own: backend(&none, key, own),
+            own: backend(&none, own, None),
             calls: calls(&none, &port.calls, Split::of_port(&service.name, port.port, &port.calls)),
             rules: port.rules.iter().map(rule).collect(),
             unrouted: series(&none, "", false),
@@ -201,8 +209,8 @@ impl Live {
     }
 }
 
-/// The cluster of each backend of a rule, with its settings where the rule has settings of its own.
-fn rule_clusters(rule: &Rule) -> impl Iterator<Item = (ClusterKey, Option<&Traffic>)> {
+/// Each backend of a rule with its cluster, and the cluster's settings where the rule has settings of its own.
+fn rule_clusters(rule: &Rule) -> impl Iterator<Item = (&Backend, ClusterKey, Option<&Traffic>)> {
     let backends = match &rule.action {
         Action::Forward(backends) => &backends.list[..],
         Action::Redirect(_) => &[],
@@ -210,23 +218,12 @@ fn rule_clusters(rule: &Rule) -> impl Iterator<Item = (ClusterKey, Option<&Traff
     backends.iter().enumerate().map(|(index, to)| {
         let own = rule.calls.own_traffic.as_ref().and_then(|all| all.get(index));
         let rule = own.map(|_| rule.name.clone());
-        (ClusterKey { service: to.service.clone(), port: to.port, rule }, own)
+        (to, ClusterKey { service: to.service.clone(), port: to.port, rule }, own)
     })
-}
-
-/// The cluster for a port without routes.
-fn port_cluster<'a>(service: &ServiceName, port: &'a Port) -> (ClusterKey, Option<&'a Traffic>) {
-    let own = port.calls.own_traffic.as_ref().and_then(|all| all.first());
-    let rule = own.map(|_| Arc::from(""));
-    (ClusterKey { service: service.clone(), port: port.port, rule }, own)
 }
 
 /// The settings of all clusters that a rule has for itself.
 pub(crate) fn own_traffic(snapshot: &Snapshot) -> HashMap<ClusterKey, &Traffic> {
-    let ports =
-        snapshot.services().flat_map(|service| service.ports.iter().map(|port| (&service.name, port)));
-    let all = ports.flat_map(|(service, port)| {
-        port.rules.iter().flat_map(rule_clusters).chain([port_cluster(service, port)])
-    });
-    all.filter_map(|(key, own)| Some((key, own?))).collect()
+    let rules = snapshot.services().flat_map(|service| service.ports.iter().flat_map(|port| &port.rules));
+    rules.flat_map(rule_clusters).filter_map(|(_, key, own)| Some((key, own?))).collect()
 }

@@ -327,6 +327,7 @@ mod tests {
             port: 80,
             weight: 1,
             filters: Default::default(),
+            mirrors: Arc::new([]),
             invalid: None,
         }
     }
@@ -346,7 +347,9 @@ mod tests {
     #[test]
     fn backends_shards_and_mirrors_are_what_calls_go_to() {
         let broken = Backend { invalid: Some("no such kind".into()), ..to("broken") };
-        let list = vec![to("cart"), to("cart-v2"), broken];
+        let copied = Mirror { backend: to("copy"), numerator: 1, denominator: 1 };
+        let v2 = Backend { mirrors: Arc::new([copied]), ..to("cart-v2") };
+        let list = vec![to("cart"), v2, broken];
         let rule = Rule {
             name: "shop/cart#0".into(),
             filters: Default::default(),
@@ -366,6 +369,6 @@ mod tests {
         let service =
             Service { name: ServiceName::new("shop", "cart"), version: "1".into(), ports: vec![port] };
         let names: Vec<_> = backends_of(&service).into_iter().map(|name| name.name.to_string()).collect();
-        assert_eq!(names, ["cart-eu", "cart-us", "cart-v2", "shadow", "tap"]);
+        assert_eq!(names, ["cart-eu", "cart-us", "cart-v2", "copy", "shadow", "tap"]);
     }
 }

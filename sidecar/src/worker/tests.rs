@@ -44,7 +44,14 @@ fn only(version: &str) -> Traffic {
 }
 
 fn to(service: &str) -> Backend {
-    Backend { service: name(service), port: 80, weight: 1, filters: Default::default(), invalid: None }
+    Backend {
+        service: name(service),
+        port: 80,
+        weight: 1,
+        filters: Default::default(),
+        mirrors: Arc::new([]),
+        invalid: None,
+    }
 }
 
 fn rule(rule: &str, backend: &str, calls: Calls) -> Rule {
@@ -213,6 +220,20 @@ fn shards_and_mirrors_are_resolved_for_rules_and_for_ports_without_routes() {
     publish(&worker, "a", all);
     worker.live();
     assert_eq!(shadow.len(), 2, "it came to be known");
+}
+
+#[test]
+fn a_backends_own_mirrors_are_resolved_with_it() {
+    let worker = worker();
+    let mirror = Mirror { backend: to("shadow"), numerator: 1, denominator: 2 };
+    let list = vec![to("cart"), Backend { mirrors: [mirror].into(), ..to("cart-v2") }];
+    let action = Action::Forward(Backends { list, total_weight: 2 });
+    let rules = vec![Rule { action, ..rule("one", "cart", Calls::default()) }];
+    publish(&worker, "a", [service("cart", Traffic::default(), rules)]);
+    let port = worker.live().by_service(&worker, &name("cart"), 80).expect("the port");
+    let [cart, v2] = &port.rules[0].backends[..] else { panic!("two backends") };
+    assert!(cart.mirrors.is_empty());
+    assert_eq!(v2.mirrors[0].cluster.service, name("shadow"));
 }
 
 #[test]
