@@ -99,6 +99,11 @@ impl Kind {
         Self::Gone,
     ];
 
+    /// The kind of this name, as a `weft-error` field has it.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.row().name == name)
+    }
+
     /// The one table.
     pub(crate) const fn row(self) -> Row {
         const fn row(
@@ -185,3 +190,16 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_found_by_name() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::named(kind.row().name), Some(kind));
+        }
+        assert_eq!(Kind::named("a new one"), None);
+    }
+}

@@ -298,7 +298,7 @@ impl Worker {
         };
         // Nobody chooses between applications: there is one, and what it does is told to the caller as it is.
         let now = Instant::now();
-        let standing = Standing::alone(now);
+        let standing = Standing::alone(place.address, now);
         let endpoint = Rc::new(Endpoint::new(served.service.clone(), served.port, place, standing, now));
         // What is no longer served goes when its last request ends.
         apps.retain(|(s, _)| (&s.service, s.port) != (&served.service, served.port));

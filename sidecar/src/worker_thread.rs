@@ -6,7 +6,7 @@ use crate::{
     telemetry::metrics::Direction,
     worker::{Shared, Worker},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -197,7 +197,7 @@ fn describe(worker: &Worker) -> Vec<Value> {
             .iter()
             .map(|endpoint| {
                 let (idle, busy, http2) = endpoint.connections();
-                json!({
+                let mut row = json!({
                     "address": endpoint.place.address.to_string(),
                     "workload": &*endpoint.place.workload,
                     "identity": endpoint.place.identity.as_ref().map(ToString::to_string),
@@ -206,17 +206,28 @@ fn describe(worker: &Worker) -> Vec<Value> {
                     "connections_idle": idle,
                     "connections_busy": busy,
                     "connections_http2": http2,
-                })
+                });
+                add(&mut row, endpoint.standing.describe(now));
+                row
             })
             .collect();
-        json!({
+        let mut told = json!({
             "service": cluster.service.to_string(),
             "port": cluster.port,
             "worker": worker.shard.worker(),
             "endpoints": endpoints,
-        })
+        });
+        add(&mut told, cluster.guard.describe(now));
+        told
     });
     clusters.collect()
+}
+
+/// What all workers know together, beside what this one knows.
+fn add(to: &mut Value, fields: Map<String, Value>) {
+    if let Value::Object(known) = to {
+        known.extend(fields);
+    }
 }
 
 /// Binds the sockets of all workers; with port 0 they all get the port that the first was given.

@@ -1,7 +1,8 @@
 //! Every family that is exported: its name, what it says, and where its numbers come from.
 
 use super::{
-    AttemptResult, ConnectionState, Direction, Metrics, OTHER, Retry,
+    AttemptResult, BreakerPosition, BreakerScope, ConnectionState, Direction, EjectionCause, Hedged, Metrics,
+    OTHER, Retry, RetryRefused,
     labels::{self, HANDSHAKE_RESULTS},
     process::Process,
     series::{BUCKETS, FLOWS, RequestSum},
@@ -21,6 +22,7 @@ pub(super) fn collect(metrics: &Metrics) -> Vec<MetricFamily> {
     requests(metrics, &mut out);
     services(metrics, &mut out);
     queues(metrics, &mut out);
+    guards(metrics, &mut out);
     retries(metrics, &mut out);
     errors(metrics, &mut out);
     denials(metrics, &mut out);
@@ -127,12 +129,74 @@ fn queues(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     refused.done(out);
 }
 
+/// Breakers, ejection and retry budgets, by service.
+fn guards(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
+    let mut state = Family::gauge(
+        "weft_breaker_state",
+        "Where a service's circuit breaker stands (of endpoints: the worst): 0 closed, 1 half-open, 2 open.",
+    );
+    let mut moves = Family::counter(
+        "weft_breaker_transitions_total",
+        "How often a circuit breaker of a service or of one of its endpoints moved, by where to.",
+    );
+    let mut ejections = Family::counter("weft_ejections_total", "Endpoints ejected as outliers, by why.");
+    let mut ejected =
+        Family::gauge("weft_ejected_endpoints", "Endpoints that are ejected as outliers now, a number.");
+    let mut budget =
+        Family::gauge("weft_retry_budget_remaining", "Retries that the budget has left now, a number.");
+    for (name, series, in_use) in metrics.services.all() {
+        let guarded = &series.guarded;
+        for to in BreakerPosition::ALL {
+            let count = guarded.moves(to);
+            if count > 0 {
+                moves.sample(&[("service", &*name), ("to", to.name())], count as f64);
+            }
+        }
+        for cause in EjectionCause::ALL {
+            let count = guarded.ejections(cause);
+            if count > 0 {
+                ejections.sample(&[("service", &*name), ("reason", cause.name())], count as f64);
+            }
+        }
+        if !in_use || &*name == OTHER {
+            continue;
+        }
+        for scope in BreakerScope::ALL {
+            if let Some(value) = guarded.breaker(scope) {
+                state.sample(&[("service", &*name), ("scope", scope.name())], value.into());
+            }
+        }
+        if let Some((count, remaining)) = guarded.now() {
+            ejected.sample(&[("service", &*name)], count as f64);
+            budget.sample(&[("service", &*name)], remaining);
+        }
+    }
+    state.done(out);
+    moves.done(out);
+    ejections.done(out);
+    ejected.done(out);
+    budget.done(out);
+}
+
 fn retries(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     let mut family = Family::counter("weft_retries_total", "Requests tried again, by why.");
     for (index, reason) in Retry::ALL.into_iter().enumerate() {
         family.sample(&[("reason", reason.name())], counted(metrics, |cells| &cells.retries[index]));
     }
     family.done(out);
+    let mut refused =
+        Family::counter("weft_retries_refused_total", "Failed requests that were not tried again, by why.");
+    for (index, reason) in RetryRefused::ALL.into_iter().enumerate() {
+        let count = counted(metrics, |cells| &cells.retries_refused[index]);
+        refused.sample(&[("reason", reason.name())], count);
+    }
+    refused.done(out);
+    let mut hedges =
+        Family::counter("weft_hedges_total", "Second attempts at slow calls, by what came of them.");
+    for (index, result) in Hedged::ALL.into_iter().enumerate() {
+        hedges.sample(&[("result", result.name())], counted(metrics, |cells| &cells.hedges[index]));
+    }
+    hedges.done(out);
 }
 
 fn errors(metrics: &Metrics, out: &mut Vec<MetricFamily>) {

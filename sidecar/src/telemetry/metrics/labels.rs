@@ -139,6 +139,156 @@ impl Retry {
     }
 }
 
+/// Why a failed request was not tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RetryRefused {
+    /// The service's retry budget is used up.
+    Budget,
+    /// As many retries are in flight as policy allows.
+    Limit,
+    /// The service's breaker is open.
+    Breaker,
+    /// There was an attempt for each that policy allows.
+    Attempts,
+    /// The application may have seen it, and the method must not be repeated.
+    Unsafe,
+    /// The request's body was streamed, or is too large to be kept.
+    Body,
+    /// The wait would take longer than there is time.
+    Deadline,
+    /// It was tried again further on in the chain, or its caller does.
+    Chain,
+}
+
+impl RetryRefused {
+    /// All reasons, in the order of their discriminants.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Budget,
+        Self::Limit,
+        Self::Breaker,
+        Self::Attempts,
+        Self::Unsafe,
+        Self::Body,
+        Self::Deadline,
+        Self::Chain,
+    ];
+
+    /// The label value.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Budget => "budget",
+            Self::Limit => "limit",
+            Self::Breaker => "breaker",
+            Self::Attempts => "attempts",
+            Self::Unsafe => "unsafe",
+            Self::Body => "body",
+            Self::Deadline => "deadline",
+            Self::Chain => "chain",
+        }
+    }
+}
+
+/// What came of a second attempt at a slow call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Hedged {
+    /// It answered first.
+    Won,
+    /// The first attempt answered first.
+    Lost,
+    /// It was not made: the retry budget is used up.
+    Refused,
+}
+
+impl Hedged {
+    /// All results, in the order of their discriminants.
+    pub(crate) const ALL: [Self; 3] = [Self::Won, Self::Lost, Self::Refused];
+
+    /// The label value.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Won => "won",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// A circuit breaker's position; what is worse is greater, and the discriminant is the value in `weft_breaker_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum BreakerPosition {
+    /// Calls pass.
+    Closed,
+    /// One call at a time probes.
+    HalfOpen,
+    /// Calls are refused.
+    Open,
+}
+
+impl BreakerPosition {
+    /// All positions, in the order of their discriminants.
+    pub(crate) const ALL: [Self; 3] = [Self::Closed, Self::HalfOpen, Self::Open];
+
+    /// The label value.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// What a circuit breaker judges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum BreakerScope {
+    /// The service as a whole.
+    Service,
+    /// One endpoint.
+    Endpoint,
+}
+
+impl BreakerScope {
+    /// Both, in the order of their discriminants.
+    pub(crate) const ALL: [Self; 2] = [Self::Service, Self::Endpoint];
+
+    /// The label value.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Endpoint => "endpoint",
+        }
+    }
+}
+
+/// Why an endpoint is ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum EjectionCause {
+    /// Too many gateway errors in a row.
+    GatewayErrors,
+    /// Too many 5xx in a row.
+    ServerErrors,
+    /// A success rate far below that of the others.
+    SuccessRate,
+    /// A latency far above that of the others.
+    Latency,
+}
+
+impl EjectionCause {
+    /// All causes, in the order of their discriminants.
+    pub(crate) const ALL: [Self; 4] =
+        [Self::GatewayErrors, Self::ServerErrors, Self::SuccessRate, Self::Latency];
+
+    /// The label value.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::GatewayErrors => "gateway_errors",
+            Self::ServerErrors => "server_errors",
+            Self::SuccessRate => "success_rate",
+            Self::Latency => "latency",
+        }
+    }
+}
+
 /// How many ways a handshake ends: well, refused because it was none (plain text), or as [`HandshakeFailure`] says.
 pub(super) const HANDSHAKE_RESULTS: usize = 2 + HandshakeFailure::ALL.len();
 

@@ -9,6 +9,7 @@
 //! `families.rs`, which is the one list of all that is exported.
 
 mod families;
+mod guarded;
 mod interned;
 mod labels;
 mod paths;
@@ -18,7 +19,10 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use labels::{AttemptResult, ConnectionState, Direction, Retry};
+pub(crate) use labels::{
+    AttemptResult, BreakerPosition, BreakerScope, ConnectionState, Direction, EjectionCause, Hedged, Retry,
+    RetryRefused,
+};
 pub(crate) use paths::{Path, PathUpstream};
 pub(crate) use series::{Queue, Series, SeriesKey, ServiceSeries};
 pub(crate) use shard::{Connection, Shard};

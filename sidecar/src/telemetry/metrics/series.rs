@@ -1,6 +1,6 @@
 //! Series whose labels come from policy: requests per route and backend, and what is counted per service.
 
-use super::{AttemptResult, Direction, OTHER, shard::Cell};
+use super::{AttemptResult, Direction, OTHER, guarded::Guarded, shard::Cell};
 use std::{
     sync::{
         Arc, OnceLock,
@@ -180,6 +180,8 @@ pub(crate) struct ServiceSeries {
     endpoints: AtomicU64,
     /// By direction.
     queues: [Queue; 2],
+    /// What the service's guards tell.
+    pub(crate) guarded: Guarded,
 }
 
 /// Requests that wait for a connection to a service, over all workers.
@@ -221,6 +223,9 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// In place of a breaker's position.
+const ABSENT: u8 = u8::MAX;
+
 #[repr(align(128))]
 struct ServiceCells {
     attempts: [Cell; AttemptResult::COUNT],
@@ -246,6 +251,7 @@ impl ServiceSeries {
             shards: (0..workers).map(|_| OnceLock::new()).collect(),
             endpoints: AtomicU64::new(0),
             queues: Default::default(),
+            guarded: Guarded::default(),
         }
     }
 

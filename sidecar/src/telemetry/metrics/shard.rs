@@ -1,7 +1,8 @@
 //! What one worker counts outside any series, and the handle through which it does so.
 
 use super::{
-    AttemptResult, ConnectionState, Direction, Metrics, Path, Retry, Series, ServiceSeries,
+    AttemptResult, ConnectionState, Direction, Hedged, Metrics, Path, Retry, RetryRefused, Series,
+    ServiceSeries,
     labels::{HANDSHAKE_RESULTS, handshake_index},
 };
 use crate::error::Kind;
@@ -49,6 +50,8 @@ pub(super) type Denials = Box<[Cell]>;
 pub(super) struct Cells {
     pub(super) errors: [Cell; Kind::ALL.len()],
     pub(super) retries: [Cell; Retry::ALL.len()],
+    pub(super) retries_refused: [Cell; RetryRefused::ALL.len()],
+    pub(super) hedges: [Cell; Hedged::ALL.len()],
     pub(super) handshakes: [[Cell; HANDSHAKE_RESULTS]; 2],
     pub(super) connections_total: [Cell; 2],
     pub(super) connections: [[Cell; ConnectionState::ALL.len()]; 2],
@@ -106,6 +109,16 @@ impl Shard {
     /// A request is tried again.
     pub(crate) fn retry(&self, reason: Retry) {
         count(self.cells().retries.get(reason as usize), 1);
+    }
+
+    /// A failed request is not tried again, although another attempt might have helped.
+    pub(crate) fn retry_refused(&self, reason: RetryRefused) {
+        count(self.cells().retries_refused.get(reason as usize), 1);
+    }
+
+    /// A slow call got a second attempt, or did not get it.
+    pub(crate) fn hedge(&self, result: Hedged) {
+        count(self.cells().hedges.get(result as usize), 1);
     }
 
     /// A TLS handshake ended: `ok`, a [`HandshakeFailure`](crate::tls::HandshakeFailure) by name, or

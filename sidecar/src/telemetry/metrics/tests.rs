@@ -36,6 +36,13 @@ fn full() -> Arc<Metrics> {
         shard.attempt(&service, AttemptResult::Ok);
         shard.attempt(&service, AttemptResult::Failed(Kind::Connect));
         shard.tcp_bytes(&service, Direction::Outbound, 10, 20);
+        service.guarded.breaker_moved(BreakerPosition::Open);
+        service.guarded.set_breaker(BreakerScope::Service, Some(BreakerPosition::Open));
+        service.guarded.ejected(EjectionCause::Latency);
+        service.guarded.set_ejected(1);
+        service.guarded.set_budget(12.5);
+        shard.retry_refused(RetryRefused::Budget);
+        shard.hedge(Hedged::Won);
         shard.authorization_denied(&"shop/deny-all#0".into());
         shard.deprecated_call(&"Service shop/product".into());
         let path = shard.path("shop/product");
@@ -308,6 +315,47 @@ fn every_label_stands_where_its_discriminant_says() {
     }
     for (index, failure) in HandshakeFailure::ALL.into_iter().enumerate() {
         assert_eq!(failure as usize, index, "{failure:?}");
+    }
+    for (index, reason) in RetryRefused::ALL.into_iter().enumerate() {
+        assert_eq!(reason as usize, index, "{reason:?}");
+    }
+    for (index, result) in Hedged::ALL.into_iter().enumerate() {
+        assert_eq!(result as usize, index, "{result:?}");
+    }
+    for (index, position) in BreakerPosition::ALL.into_iter().enumerate() {
+        assert_eq!(position as usize, index, "{position:?}");
+    }
+    for (index, scope) in BreakerScope::ALL.into_iter().enumerate() {
+        assert_eq!(scope as usize, index, "{scope:?}");
+    }
+    for (index, cause) in EjectionCause::ALL.into_iter().enumerate() {
+        assert_eq!(cause as usize, index, "{cause:?}");
+    }
+}
+
+#[test]
+fn breakers_ejections_and_budgets_are_told_by_service() {
+    let metrics = Metrics::new(1);
+    let service = metrics.service("shop/cart");
+    assert!(!text(&metrics).contains("shop/cart\",scope"), "no breaker");
+    assert_eq!(sample(&text(&metrics), r#"weft_retry_budget_remaining{service="shop/cart"}"#), None);
+    service.guarded.set_breaker(BreakerScope::Service, Some(BreakerPosition::HalfOpen));
+    service.guarded.set_budget(30.0);
+    service.guarded.set_ejected(2);
+    service.guarded.breaker_moved(BreakerPosition::HalfOpen);
+    service.guarded.ejected(EjectionCause::GatewayErrors);
+    let text = text(&metrics);
+    let state = |scope: &str| {
+        sample(&text, &format!("weft_breaker_state{{service=\"shop/cart\",scope=\"{scope}\"}}"))
+    };
+    assert_eq!((state("service"), state("endpoint")), (Some(1.0), None));
+    for (name, value) in [
+        (r#"weft_breaker_transitions_total{service="shop/cart",to="half_open"}"#, 1.0),
+        (r#"weft_ejections_total{service="shop/cart",reason="gateway_errors"}"#, 1.0),
+        (r#"weft_ejected_endpoints{service="shop/cart"}"#, 2.0),
+        (r#"weft_retry_budget_remaining{service="shop/cart"}"#, 30.0),
+    ] {
+        assert_eq!(sample(&text, name), Some(value), "{name}");
     }
 }
 
