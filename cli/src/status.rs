@@ -1,5 +1,7 @@
 //! `weft status`: what the running mesh looks like.
 
+mod deprecated;
+
 use crate::{
     documents,
     excerpt::Sources,
@@ -18,6 +20,7 @@ use weft_control_plane::status::{DocumentState, Endpoint, Sidecar, Status};
 #[command(after_help = "Examples:
   weft status                           the mesh that `weft up` runs from here
   weft status examples/shop             the mesh that `weft up` runs from that directory
+  weft status --deprecated              who still calls what is going away
   weft status --mesh 10.0.0.5:15080 --json")]
 pub(crate) struct Options {
     /// The directory of policy that the mesh runs.
@@ -25,7 +28,10 @@ pub(crate) struct Options {
     directory: Option<PathBuf>,
     #[command(flatten)]
     target: mesh::Target,
-    /// Print the control plane's whole answer as JSON.
+    /// Show who called what is going away in the last 7 days: what a TrafficPolicy marks with `deprecation`.
+    #[arg(long)]
+    deprecated: bool,
+    /// Print the control plane's whole answer as JSON; with --deprecated that part of it.
     #[arg(long)]
     json: bool,
 }
@@ -42,7 +48,13 @@ pub(crate) fn run(options: &Options, colour: ColourChoice) -> Result<(), Failure
         (None, None) => Status::default(),
     };
     if options.json {
-        terminal::out(&format!("{}\n", serde_json::to_string_pretty(&status).context("no JSON")?));
+        let json = match options.deprecated {
+            true => serde_json::to_string_pretty(&status.deprecated),
+            false => serde_json::to_string_pretty(&status),
+        };
+        terminal::out(&format!("{}\n", json.context("no JSON")?));
+    } else if options.deprecated {
+        terminal::out(&deprecated::text(&status, running.is_some(), Palette::stdout(colour)));
     } else {
         terminal::out(&text(&status, running.is_some(), Palette::stdout(colour)));
     }

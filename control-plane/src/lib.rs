@@ -17,6 +17,7 @@ pub mod settings;
 pub mod source;
 pub mod status;
 pub mod token;
+mod usage;
 
 pub use program::Program;
 pub use settings::Settings;

@@ -18,6 +18,7 @@ use crate::{
     settings::Settings,
     status::FINDINGS,
     token::TokenKey,
+    usage::Usage,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,6 +50,8 @@ pub(crate) struct Mesh {
     leased: Mutex<Leased>,
     pub(super) publisher: Mutex<Publisher>,
     pub(super) sidecars: Mutex<BTreeMap<StreamId, Sidecar>>,
+    /// Taken alone.
+    pub(super) usage: Mutex<Usage>,
 }
 
 /// A connected sidecar.
@@ -97,6 +100,7 @@ impl Mesh {
             leased: Mutex::new(Leased::default()),
             publisher: Mutex::new(publisher),
             sidecars: Mutex::new(BTreeMap::new()),
+            usage: Mutex::new(Usage::default()),
         };
         mesh.publish_trust();
         mesh
@@ -230,6 +234,15 @@ impl Mesh {
             changed
         };
         self.follow_leases(changed).await;
+    }
+
+    /// A sidecar tells how often its application called what is going away.
+    pub(crate) fn used(&self, caller: &Caller, told: &wire::Usage) {
+        let mut usage = lock(&self.usage);
+        let taken = usage.told(&caller.identity, &caller.instance, told, unix(SystemTime::now()));
+        self.metrics.deprecated_calls.inc_by(taken.calls);
+        self.metrics.deprecated_dropped.inc_by(taken.dropped);
+        self.metrics.deprecated_callers.set(usage.len() as i64);
     }
 
     /// Drops leases that ran out, and ends the settling period when it is over.

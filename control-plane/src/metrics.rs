@@ -39,6 +39,12 @@ pub struct Metrics {
     pub certificates_issued: IntCounter,
     /// Certificate requests refused, by reason.
     pub certificates_refused: IntCounterVec,
+    /// Reported calls to what policy says is going away.
+    pub deprecated_calls: IntCounter,
+    /// Processes that are remembered to have made such calls, each counted once for each thing it called.
+    pub deprecated_callers: IntGauge,
+    /// Reports of such calls that were not kept, or no longer.
+    pub deprecated_dropped: IntCounter,
     /// Roots that sidecars trust.
     pub trusted_roots: IntGauge,
     /// When the CA ends.
@@ -144,6 +150,18 @@ impl Metrics {
                 "weft_control_plane_certificates_refused_total",
                 "Certificate requests that were refused.",
                 "reason",
+            )?,
+            deprecated_calls: counter(
+                "weft_control_plane_deprecated_calls_total",
+                "Calls to what policy says is going away, as sidecars report them.",
+            )?,
+            deprecated_callers: gauge(
+                "weft_control_plane_deprecated_callers",
+                "Processes that called something that is going away within the last 7 days, once for each thing.",
+            )?,
+            deprecated_dropped: counter(
+                "weft_control_plane_deprecated_dropped_total",
+                "Counts of deprecated calls that were not kept, because there are too many or they name nothing.",
             )?,
             trusted_roots: gauge("weft_control_plane_trusted_roots", "CA certificates in the trust bundle.")?,
             authority_expires,

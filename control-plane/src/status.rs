@@ -20,6 +20,9 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Every connected sidecar, sorted by namespace and workload.
     pub sidecars: Vec<Sidecar>,
+    /// What policy says is going away, and whatever else was called under that name lately; sorted by name.
+    #[serde(default)]
+    pub deprecated: Vec<Deprecated>,
 }
 
 /// The control plane itself.
@@ -196,6 +199,42 @@ pub struct Sidecar {
     pub rejections: Vec<Rejection>,
     /// True if it has not taken the latest of everything yet.
     pub behind: bool,
+}
+
+/// Something that is going away, and who calls it all the same.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Deprecated {
+    /// What it is, as the policy targets it: `HTTPRoute shop/products#v1`.
+    pub of: String,
+    /// The TrafficPolicy that says so, `<namespace>/<name>`; empty if none in force does any more.
+    pub policy: String,
+    /// Since when it is deprecated, as written there.
+    pub since: String,
+    /// When it stops working, as written there; empty if it does not say.
+    pub sunset: String,
+    /// Where to read what to use in its place; empty if it does not say.
+    pub link: String,
+    /// Who called it in the last seven days, whoever called most first.
+    pub callers: Vec<DeprecatedCaller>,
+}
+
+/// A workload that calls something that is going away.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeprecatedCaller {
+    /// The identity that its sidecar proved.
+    pub identity: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub workload: String,
+    /// How many of its processes made the calls.
+    pub processes: u64,
+    /// How many calls they made since each of them started.
+    pub calls: u64,
+    /// When the last call was seen, in seconds of Unix time.
+    pub last_call: u64,
 }
 
 /// A resource that a sidecar acknowledged.

@@ -319,6 +319,9 @@ impl policy::Hooks for Hooks {
     fn renewal(&self, succeeded: bool) {
         self.metrics.identity_renewed(succeeded);
     }
+    fn deprecated_calls(&self) -> Vec<(Arc<str>, u64)> {
+        self.metrics.deprecated_calls()
+    }
 }
 
 /// Keeps the endpoint in the registry exactly while the application takes connections.

@@ -20,6 +20,15 @@ pub struct TargetRef {
     pub section_name: Option<String>,
 }
 
+impl TargetRef {
+    /// The name of what is targeted by a policy in this namespace, for people and as a label: `Service shop/product`,
+    /// `HTTPRoute shop/product#v1`.
+    pub fn named(&self, namespace: &str) -> String {
+        let part = self.section_name.as_ref().map_or_else(String::new, |part| format!("#{part}"));
+        format!("{} {namespace}/{}{part}", self.kind.as_str(), self.name)
+    }
+}
+
 /// What a policy can be attached to. Each policy's reference says which of them it takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum TargetKind {

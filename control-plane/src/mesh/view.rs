@@ -2,11 +2,12 @@
 
 use super::{Mesh, lock, unix};
 use crate::status::{
-    ControlPlane, Diagnostic, Document, DocumentState, Endpoint, Problem, Rejection, Resource, Service,
-    Sidecar, Status,
+    ControlPlane, Deprecated, Diagnostic, Document, DocumentState, Endpoint, Problem, Rejection, Resource,
+    Service, Sidecar, Status,
 };
 use std::{collections::BTreeMap, time::SystemTime};
 use weft_config::{
+    document,
     error::Severity,
     identity::ServiceName,
     policy::{self, DocumentStatus, Policy},
@@ -33,6 +34,7 @@ impl Status {
             services: policy.services().map(service).collect(),
             sidecars: Vec::new(),
             control_plane: ControlPlane { policy_version: policy.version(), ..ControlPlane::default() },
+            deprecated: deprecations(policy),
         };
         status.sort();
         status
@@ -53,6 +55,26 @@ fn attached(documents: &wire::Documents) -> Vec<String> {
         .collect()
 }
 
+/// What policy in force says is going away, sorted by name. At most one policy says so of each thing.
+fn deprecations(policy: &Policy) -> Vec<Deprecated> {
+    let mut found = Vec::new();
+    for located in policy.documents() {
+        let document::Document::TrafficPolicy(traffic) = &located.document else { continue };
+        let Some(deprecation) = &traffic.spec.deprecation else { continue };
+        let namespace = traffic.metadata.namespace();
+        found.extend(traffic.spec.target_refs.iter().map(|target| Deprecated {
+            of: target.named(namespace),
+            policy: format!("{namespace}/{}", traffic.metadata.name),
+            since: deprecation.since.clone(),
+            sunset: deprecation.sunset.clone().unwrap_or_default(),
+            link: deprecation.link.clone().unwrap_or_default(),
+            callers: Vec::new(),
+        }));
+    }
+    found.sort_by(|a, b| a.of.cmp(&b.of));
+    found
+}
+
 fn problem(problem: &crate::source::Problem) -> Problem {
     Problem { path: problem.path.clone(), message: problem.message.clone() }
 }
@@ -66,6 +88,7 @@ impl Mesh {
             problems: sourced.problems.iter().map(problem).collect(),
             services: sourced.policy.services().map(|name| self.service(&sourced.policy, &name)).collect(),
             sidecars: self.sidecars(),
+            deprecated: self.deprecated(&sourced.policy),
             control_plane: ControlPlane {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 trust_domain: self.issuer.trust_domain().to_string(),
@@ -80,6 +103,18 @@ impl Mesh {
         };
         status.sort();
         status
+    }
+
+    fn deprecated(&self, policy: &Policy) -> Vec<Deprecated> {
+        let mut deprecated = deprecations(policy);
+        for (of, callers) in lock(&self.usage).callers(unix(SystemTime::now())) {
+            match deprecated.iter_mut().find(|known| known.of == *of) {
+                Some(known) => known.callers = callers,
+                None => deprecated.push(Deprecated { of: of.to_string(), callers, ..Deprecated::default() }),
+            }
+        }
+        deprecated.sort_by(|a, b| a.of.cmp(&b.of));
+        deprecated
     }
 
     fn service(&self, policy: &Policy, name: &ServiceName) -> Service {

@@ -130,6 +130,7 @@ impl Stream {
             Some(to_control_plane::Message::CertificateRequest(request)) => {
                 return Ok(Some(to_sidecar::Message::Certificate(self.certificate(&request, allowance))));
             }
+            Some(to_control_plane::Message::Usage(usage)) => self.mesh.used(&self.caller, &usage),
             Some(to_control_plane::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("Hello may come only once, as the first message"));
             }

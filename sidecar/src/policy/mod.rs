@@ -8,6 +8,7 @@ mod identity;
 mod last_known_good;
 mod link;
 mod names;
+mod report;
 mod state;
 mod subscription;
 mod usage;
@@ -96,7 +97,8 @@ pub(crate) struct IdentityFiles {
     pub(crate) roots: PathBuf,
 }
 
-/// Told of what happens, for metrics. Called on the control runtime; must not wait.
+/// Told of what happens, for metrics, and asked for the numbers that the control plane wants. Called on the control
+/// runtime; must not wait.
 pub(crate) trait Hooks: Send + Sync {
     /// The control plane was reached, or lost.
     fn connected(&self, connected: bool);
@@ -108,6 +110,10 @@ pub(crate) trait Hooks: Send + Sync {
     fn identity(&self, expires: SystemTime);
     /// A certificate was asked for and came, or did not.
     fn renewal(&self, succeeded: bool);
+    /// How often each thing that is going away was called since the process started.
+    fn deprecated_calls(&self) -> Vec<(Arc<str>, u64)> {
+        Vec::new()
+    }
 }
 
 /// What the sidecar tells the control plane about itself, again and again.

@@ -6,6 +6,7 @@ use super::{
     identity::{Issuance, Now, Stored, Warning},
     last_known_good::{Kept, LastKnownGood},
     link::{Event, Failure, Link},
+    report::Report,
     state::{Found, Output, State},
     usage::Tables,
 };
@@ -36,6 +37,8 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 const SAVE_AFTER: Duration = Duration::from_secs(1);
 /// Requests that wait for services that are not known yet, all together.
 const MAX_WAITING: usize = 16 * 1024;
+/// How often it is looked whether there is something to report.
+const REPORT_EVERY: Duration = Duration::from_secs(3);
 /// Lease intervals outside this are not believed.
 const LEASE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 /// Time for the last messages when leaving.
@@ -107,6 +110,8 @@ pub(super) struct Subscription {
     kept: Option<LastKnownGood>,
     save_at: Option<Instant>,
     saving: Option<JoinHandle<()>>,
+    report: Report,
+    report_at: Instant,
 }
 
 impl Subscription {
@@ -151,6 +156,8 @@ impl Subscription {
             kept,
             save_at: None,
             saving: None,
+            report: Report::default(),
+            report_at: Instant::now() + REPORT_EVERY,
         };
         this.tell_source(None);
         this.restore();
@@ -325,6 +332,9 @@ impl Subscription {
         // A little early: the interval is the longest that may pass.
         self.lease_every = every.mul_f64(0.8);
         self.lease_at = Some(Instant::now() + self.lease_every);
+        // Whoever listens now may know nothing of what was said before.
+        self.report.forget_told();
+        self.report_at = Instant::now();
         self.tell_source(None);
         self.out.hooks.connected(true);
         tracing::info!(control_plane = %welcome.control_plane, address = %self.to.address, "connected");
@@ -430,6 +440,19 @@ impl Subscription {
         if self.save_at.is_some_and(|at| now.instant >= at) {
             self.save(now);
         }
+        if now.instant >= self.report_at {
+            self.report(now.instant);
+        }
+    }
+
+    fn report(&mut self, now: Instant) {
+        self.report_at = now + REPORT_EVERY;
+        self.report.note(self.out.hooks.deprecated_calls(), now);
+        if self.welcomed
+            && let Some(usage) = self.report.tell(now)
+        {
+            self.send(Outgoing::Usage(usage));
+        }
     }
 
     fn next_wake(&self) -> Instant {
@@ -442,6 +465,7 @@ impl Subscription {
         sooner(self.opened_at.filter(|_| !self.welcomed).map(|at| at + WELCOME_WITHIN));
         sooner(self.lease_at);
         sooner(self.save_at);
+        sooner(Some(self.report_at));
         wake
     }
 
@@ -534,6 +558,7 @@ impl Subscription {
 
     /// Withdraws the endpoints, lets the last messages go out, and writes what is not on disk yet.
     async fn leave(&mut self) {
+        self.report(Instant::now());
         let mut lease = self.lease();
         lease.ready = false;
         self.send(Outgoing::Lease(lease));

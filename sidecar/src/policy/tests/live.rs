@@ -25,6 +25,7 @@ struct Recorded {
     versions: Vec<String>,
     identities: Vec<SystemTime>,
     renewals: Vec<bool>,
+    deprecated: Vec<(Arc<str>, u64)>,
 }
 
 impl Recorder {
@@ -52,6 +53,9 @@ impl Hooks for Recorder {
     }
     fn renewal(&self, succeeded: bool) {
         self.note(|recorded| recorded.renewals.push(succeeded));
+    }
+    fn deprecated_calls(&self) -> Vec<(Arc<str>, u64)> {
+        self.read().deprecated
     }
 }
 
@@ -163,6 +167,14 @@ fn acks(received: &[Received]) -> Vec<wire::Ack> {
             _ => None,
         })
         .collect()
+}
+
+fn deprecated_calls(received: &[Received]) -> Vec<(String, u64)> {
+    let usages = received.iter().filter_map(|received| match &received.message {
+        Message::Usage(usage) => Some(usage.deprecated.iter().map(|told| (told.of.clone(), told.calls))),
+        _ => None,
+    });
+    usages.flatten().collect()
 }
 
 fn leases(received: &[Received]) -> Vec<wire::Lease> {
@@ -442,4 +454,31 @@ async fn leases_say_where_and_whether_and_the_last_one_says_goodbye() {
     sidecar.handle.shutdown().await;
     until("goodbye", || leases(&control_plane.received()).last().is_some_and(|lease| !lease.ready)).await;
     assert_eq!(sidecar.want("anything").await, Found::Unavailable, "nobody is left to ask");
+}
+
+#[tokio::test]
+async fn calls_to_what_is_going_away_are_reported_once_and_to_every_new_control_plane_again() {
+    let (control_plane, dir) = (shop().await, tempfile::tempdir().expect("a directory"));
+    let sidecar = Sidecar::start(&control_plane, dir.path());
+    let called = |counts: &[(&str, u64)]| {
+        let counts = counts.iter().map(|(of, calls)| ((*of).into(), *calls)).collect();
+        sidecar.hooks.note(|recorded| recorded.deprecated = counts);
+    };
+    let told = |wanted: &[(&str, u64)]| {
+        let wanted: Vec<_> = wanted.iter().map(|(of, calls)| ((*of).to_owned(), *calls)).collect();
+        deprecated_calls(&control_plane.received()) == wanted
+    };
+    called(&[("Service shop/old", 2)]);
+    until("first report", || told(&[("Service shop/old", 2)])).await;
+    called(&[("Service shop/old", 2), ("Service shop/older", 1)]);
+    until("second report", || told(&[("Service shop/old", 2), ("Service shop/older", 1)])).await;
+
+    control_plane.kill().await;
+    control_plane.revive().await;
+    until("everything again", || told(&[("Service shop/old", 2), ("Service shop/older", 1)])).await;
+
+    called(&[("Service shop/old", 3), ("Service shop/older", 1)]);
+    sidecar.handle.shutdown().await;
+    let last = ("Service shop/old".to_owned(), 3);
+    assert_eq!(deprecated_calls(&control_plane.received()).last(), Some(&last), "on leaving, what is new");
 }
