@@ -9,7 +9,7 @@ use crate::{
     telemetry::{
         access_log::AccessLog,
         log::Level,
-        metrics::{Metrics, ServiceSeries, Shard},
+        metrics::{Metrics, PathUpstream, ServiceSeries, Shard},
     },
     tls::Tls,
     traffic::chain::Chains,
@@ -128,6 +128,9 @@ pub(crate) struct Worker {
     pub(crate) connections: Cell<usize>,
     /// Who the application is to those whom it calls.
     identity: Box<str>,
+    /// Where the time is counted that requests to the application wait for hosts outside of the mesh: together, as in
+    /// [`passthrough`](Self::passthrough).
+    pub(crate) outside: Arc<PathUpstream>,
 }
 
 impl Worker {
@@ -152,6 +155,7 @@ impl Worker {
             apps: RefCell::default(),
             connections: Cell::new(0),
             identity: identity.to_string().into(),
+            outside: shared.metrics.path_upstream(&"passthrough".into(), &"".into()),
             shared,
         }
     }

@@ -36,9 +36,7 @@ pub(super) struct Said<'d, T: ?Sized> {
 impl<'d> Attached<'d> {
     /// What it is attached to, for people: `HTTPRoute shop/products#v1`, `Service shop/products`.
     pub(super) fn target(&self) -> String {
-        let namespace = self.found.document.metadata().namespace();
-        let section = self.target.section_name.as_ref().map_or_else(String::new, |name| format!("#{name}"));
-        format!("{} {namespace}/{}{section}", self.target.kind.as_str(), self.target.name)
+        self.target.named(self.found.document.metadata().namespace())
     }
 
     /// `<namespace>/<policy>`.

@@ -22,7 +22,7 @@ pub struct TargetRef {
 
 impl TargetRef {
     /// The name of what is targeted by a policy in this namespace, for people and as a label: `Service shop/product`,
-    /// `HTTPRoute shop/product#v1`.
+    /// `HTTPRoute shop/product#v1`. Control plane and sidecars know the same thing by it.
     pub fn named(&self, namespace: &str) -> String {
         let part = self.section_name.as_ref().map_or_else(String::new, |part| format!("#{part}"));
         format!("{} {namespace}/{}{part}", self.kind.as_str(), self.name)
