@@ -2,7 +2,7 @@
 
 use super::{InForce, registry::Registry};
 use crate::compile;
-use crate::document::route::ParentRef;
+use crate::document::route::{BackendObjectRef, ParentRef};
 use crate::document::target::TargetRef;
 use crate::document::{Document, DocumentKey, Kind, Located, Source};
 use crate::identity::ServiceName;
@@ -38,6 +38,22 @@ pub(super) fn target_refs(document: &Document) -> &[TargetRef] {
         Document::AuthorizationPolicy(policy) => &policy.spec.target_refs,
         _ => &[],
     }
+}
+
+/// The services that a route forwards to.
+pub(super) fn backends(route: &Document) -> Vec<ServiceName> {
+    let references: Vec<BackendObjectRef> = match route {
+        Document::HttpRoute(route) => {
+            route.spec.rules.iter().flat_map(|rule| rule.backend_refs.iter().map(|b| b.object())).collect()
+        }
+        Document::GrpcRoute(route) => {
+            route.spec.rules.iter().flat_map(|rule| rule.backend_refs.iter().map(|b| b.object())).collect()
+        }
+        _ => Vec::new(),
+    };
+    let own = route.metadata().namespace();
+    let services = references.into_iter().filter(BackendObjectRef::is_service);
+    services.map(|to| ServiceName::new(to.namespace.as_deref().unwrap_or(own), to.name.as_str())).collect()
 }
 
 /// Something that a document says and that no other document may say otherwise.

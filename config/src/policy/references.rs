@@ -1,15 +1,18 @@
 //! Whether what a document refers to exists.
 
-use super::attachment::{parent, parent_refs, target_refs};
+use super::attachment::{backends, parent, parent_refs, spec_parts, target_refs};
 use super::{InForce, registry::Registry, registry::port_named, registry::target_port};
-use crate::compile::{self, Findings};
-use crate::document::route::BackendObjectRef;
+use crate::compile::{self, Findings, SOURCE_NAMESPACE, SOURCE_SERVICE_ACCOUNT, SOURCE_WORKLOAD};
+use crate::document::route::{BackendObjectRef, HeaderMatch, RequestMirror, StringMatchType};
+use crate::document::service::ServicePort;
 use crate::document::target::{TargetKind, TargetRef};
 use crate::document::{
     Document, DocumentKey, EndpointSlice, GrpcRoute, HttpRoute, Kind, Located, TrafficPolicy, Workload,
 };
 use crate::identity::ServiceName;
 use crate::parse::suggest;
+use crate::snapshot::AppProtocol;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Looks up every reference of a document.
 pub(super) fn check(found: &Located, set: &InForce, registry: &Registry, findings: &mut Findings) {
@@ -18,15 +21,27 @@ pub(super) fn check(found: &Located, set: &InForce, registry: &Registry, finding
         Document::HttpRoute(route) => {
             check.parents();
             check.http_backends(route);
+            for (at, rule) in route.spec.rules.iter().enumerate() {
+                for (n, wanted) in rule.matches.iter().enumerate() {
+                    check.callers(&wanted.headers, &format!("spec.rules[{at}].matches[{n}].headers"));
+                }
+            }
         }
         Document::GrpcRoute(route) => {
             check.parents();
             check.grpc_backends(route);
+            for (at, rule) in route.spec.rules.iter().enumerate() {
+                for (n, wanted) in rule.matches.iter().enumerate() {
+                    check.callers(&wanted.headers, &format!("spec.rules[{at}].matches[{n}].headers"));
+                }
+            }
         }
         Document::Workload(workload) => check.workload(workload),
         Document::TrafficPolicy(policy) => {
             check.targets();
             check.shards(policy);
+            check.subset(policy);
+            check.opaque(policy);
         }
         Document::CachePolicy(_) | Document::AuthorizationPolicy(_) => check.targets(),
         Document::EndpointSlice(slice) => check.slice(slice),
@@ -175,16 +190,11 @@ impl Check<'_> {
     fn http_backends(&mut self, route: &HttpRoute) {
         for (at, rule) in route.spec.rules.iter().enumerate() {
             let field = format!("spec.rules[{at}]");
+            self.mirrors(rule.filters.iter().map(|f| f.request_mirror.as_ref()), &field);
             for (n, backend) in rule.backend_refs.iter().enumerate() {
-                self.backend(&backend.object(), &format!("{field}.backendRefs[{n}]"));
-            }
-            for (n, filter) in rule.filters.iter().enumerate() {
-                if let Some(mirror) = &filter.request_mirror {
-                    self.backend(
-                        &mirror.backend_ref,
-                        &format!("{field}.filters[{n}].requestMirror.backendRef"),
-                    );
-                }
+                let field = format!("{field}.backendRefs[{n}]");
+                self.backend(&backend.object(), &field);
+                self.mirrors(backend.filters.iter().map(|f| f.request_mirror.as_ref()), &field);
             }
         }
     }
@@ -192,16 +202,20 @@ impl Check<'_> {
     fn grpc_backends(&mut self, route: &GrpcRoute) {
         for (at, rule) in route.spec.rules.iter().enumerate() {
             let field = format!("spec.rules[{at}]");
+            self.mirrors(rule.filters.iter().map(|f| f.request_mirror.as_ref()), &field);
             for (n, backend) in rule.backend_refs.iter().enumerate() {
-                self.backend(&backend.object(), &format!("{field}.backendRefs[{n}]"));
+                let field = format!("{field}.backendRefs[{n}]");
+                self.backend(&backend.object(), &field);
+                self.mirrors(backend.filters.iter().map(|f| f.request_mirror.as_ref()), &field);
             }
-            for (n, filter) in rule.filters.iter().enumerate() {
-                if let Some(mirror) = &filter.request_mirror {
-                    self.backend(
-                        &mirror.backend_ref,
-                        &format!("{field}.filters[{n}].requestMirror.backendRef"),
-                    );
-                }
+        }
+    }
+
+    /// What filters copy requests to; `field` is the field that has the filters.
+    fn mirrors<'m>(&mut self, filters: impl Iterator<Item = Option<&'m RequestMirror>>, field: &str) {
+        for (n, mirror) in filters.enumerate() {
+            if let Some(mirror) = mirror {
+                self.backend(&mirror.backend_ref, &format!("{field}.filters[{n}].requestMirror.backendRef"));
             }
         }
     }
@@ -301,6 +315,116 @@ impl Check<'_> {
         }
     }
 
+    /// Conditions on who calls that nobody known can meet.
+    fn callers(&mut self, headers: &[HeaderMatch], field: &str) {
+        let known = |of: fn(&Workload) -> &str| -> BTreeSet<&str> {
+            self.registry.workloads().map(|(_, workload)| of(workload)).collect()
+        };
+        for (at, header) in headers.iter().enumerate() {
+            let (what, names) = match header.name.to_ascii_lowercase().as_str() {
+                SOURCE_WORKLOAD => ("a Workload", known(|workload| &workload.metadata.name)),
+                SOURCE_SERVICE_ACCOUNT => {
+                    ("a Workload with the service account", known(|workload| &workload.spec.service_account))
+                }
+                SOURCE_NAMESPACE => {
+                    ("a Workload in the namespace", known(|workload| workload.metadata.namespace()))
+                }
+                _ => continue,
+            };
+            // Where nobody is known, the callers are such as no document describes.
+            if header.match_type == StringMatchType::RegularExpression
+                || names.is_empty()
+                || names.iter().any(|name| is_or_replica(&header.value, name))
+            {
+                continue;
+            }
+            let near = suggest(&header.value, names.iter().copied());
+            self.findings.warning(
+                self.found,
+                &format!("{field}[{at}].value"),
+                format!("no document has {what} `{}`, so nobody known takes this match", header.value),
+                &if near.is_empty() { format!("known are {}", listed(&names)) } else { near },
+            );
+        }
+    }
+
+    /// Labels of a subset that no workload behind the policy's targets has.
+    fn subset(&mut self, policy: &TrafficPolicy) {
+        let balancer = policy.spec.load_balancer.as_ref();
+        let Some(subset) = balancer.and_then(|balancer| balancer.subset.as_ref()) else { return };
+        let mut services = BTreeSet::new();
+        for target in &policy.spec.target_refs {
+            let name = target.name.as_str();
+            let route = |kind| {
+                let key = DocumentKey { kind, namespace: self.namespace().into(), name: name.into() };
+                self.set.get(&key).map(|found| backends(&found.document)).unwrap_or_default()
+            };
+            match target.kind {
+                TargetKind::Service => {
+                    services.insert(ServiceName::new(self.namespace(), name));
+                }
+                TargetKind::HttpRoute => services.extend(route(Kind::HttpRoute)),
+                TargetKind::GrpcRoute => services.extend(route(Kind::GrpcRoute)),
+                TargetKind::Workload => {}
+            }
+        }
+        for service in services {
+            let known: Vec<&BTreeMap<String, String>> =
+                self.registry.workloads_of(&service).map(|(_, workload)| &workload.metadata.labels).collect();
+            let has = |labels: &BTreeMap<String, String>| {
+                subset.labels.iter().all(|(name, value)| labels.get(name) == Some(value))
+            };
+            // Where no document describes the workloads, their labels are not known either.
+            if known.is_empty() || known.iter().any(|labels| has(labels)) {
+                continue;
+            }
+            let (field, message, cure) = unknown_labels(&subset.labels, &known, &service);
+            let field = format!("spec.loadBalancer.subset.labels{field}");
+            self.findings.warning(self.found, &field, message, &cure);
+        }
+    }
+
+    /// What a policy says of calls, on a Service whose ports all carry opaque bytes.
+    fn opaque(&mut self, policy: &TrafficPolicy) {
+        const OF_REQUESTS: [&str; 10] = [
+            "spec.retries",
+            "spec.hedging",
+            "spec.rateLimits",
+            "spec.sessionKey",
+            "spec.sharding",
+            "spec.faults",
+            "spec.concurrency",
+            "spec.deprecation",
+            "spec.timeouts.request",
+            "spec.timeouts.attempt",
+        ];
+        let mut parts = spec_parts(&self.found.document);
+        if let Some(timeouts) = &policy.spec.timeouts {
+            parts.extend(timeouts.request.map(|_| "spec.timeouts.request".to_owned()));
+            parts.extend(timeouts.attempt.map(|_| "spec.timeouts.attempt".to_owned()));
+        }
+        let Some(part) = parts.iter().find(|part| OF_REQUESTS.contains(&part.as_str())) else { return };
+        for target in policy.spec.target_refs.iter().filter(|target| target.kind == TargetKind::Service) {
+            let name = ServiceName::new(self.namespace(), target.name.as_str());
+            let Some(service) = self.registry.service(&name) else { continue };
+            let section = target.section_name.as_ref();
+            let ports = service.spec.ports.iter();
+            let mut meant = ports
+                .filter(|port| section.is_none_or(|section| port.name.as_ref() == Some(section)))
+                .peekable();
+            let tcp =
+                |port: &ServicePort| compile::app_protocol(port.app_protocol.as_deref()) == AppProtocol::Tcp;
+            if meant.peek().is_some() && meant.all(tcp) {
+                self.findings.warning(
+                    self.found,
+                    part,
+                    format!("service {name} carries opaque bytes, and this is about requests"),
+                    "take it away, or say with `appProtocol` that HTTP is spoken",
+                );
+            }
+        }
+    }
+
     fn slice(&mut self, slice: &EndpointSlice) {
         match slice.service_name() {
             Some(service) => {
@@ -315,4 +439,51 @@ impl Check<'_> {
             ),
         }
     }
+}
+
+/// True for a workload's name and for that of one of its replicas.
+fn is_or_replica(instance: &str, name: &str) -> bool {
+    let number = instance.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+    instance == name || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn listed(names: &BTreeSet<&str>) -> String {
+    const SHOWN: usize = 8;
+    let mut text = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
+}
+
+/// The label to blame for an empty subset, below the field `labels`, with what to say about it and the cure.
+fn unknown_labels(
+    wanted: &BTreeMap<String, String>,
+    known: &[&BTreeMap<String, String>],
+    service: &ServiceName,
+) -> (String, String, String) {
+    let or_known = |near: String, names: &BTreeSet<&str>| match (near.is_empty(), names.is_empty()) {
+        (false, _) => near,
+        (true, false) => format!("known are {}", listed(names)),
+        (true, true) => "they have no labels at all".to_owned(),
+    };
+    for (name, value) in wanted {
+        let values: BTreeSet<&str> =
+            known.iter().filter_map(|labels| labels.get(name)).map(String::as_str).collect();
+        if values.contains(value.as_str()) {
+            continue;
+        }
+        if values.is_empty() {
+            let names: BTreeSet<&str> =
+                known.iter().flat_map(|labels| labels.keys()).map(String::as_str).collect();
+            let message =
+                format!("no workload of service {service} has the label `{name}`, so the subset is empty");
+            return (format!(".{name}"), message, or_known(suggest(name, names.iter().copied()), &names));
+        }
+        let message =
+            format!("no workload of service {service} has `{name}: {value}`, so the subset is empty");
+        return (format!(".{name}"), message, or_known(suggest(value, values.iter().copied()), &values));
+    }
+    let message = format!("no workload of service {service} has all of these labels, so the subset is empty");
+    (String::new(), message, "each of them alone is there".to_owned())
 }

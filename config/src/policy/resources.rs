@@ -2,12 +2,11 @@
 
 use super::{
     Held, InForce,
-    attachment::{parents, target_refs},
+    attachment::{backends, parents, target_refs},
     registry::Registry,
 };
 use crate::compile::{is_attached, speaks_of_endpoints};
 use crate::document::mesh_policy::{MeshPolicySpec, Up};
-use crate::document::route::BackendObjectRef;
 use crate::document::target::TargetKind;
 use crate::document::workload::WorkloadSpec;
 use crate::document::{Document, DocumentKey, Kind, MeshPolicy, Metadata, Service, TrafficPolicy, Workload};
@@ -245,8 +244,9 @@ impl<'a> Attached<'a> {
             let on_route: Vec<_> = self.targeting(kind, &name).collect();
             let mut written = on_route.iter().filter_map(|key| self.traffic_policy(key));
             if written.any(|policy| speaks_of_endpoints(&policy.spec)) {
-                backends
-                    .extend(self.in_force.get(*route).into_iter().flat_map(|at| backends_of(&at.document)));
+                backends.extend(
+                    self.in_force.get(*route).into_iter().flat_map(|at| self::backends(&at.document)),
+                );
             }
             policies.extend(on_route);
         }
@@ -273,22 +273,6 @@ impl<'a> Attached<'a> {
         });
         keys.into_iter().filter_map(|key| self.documents.get(key).copied()).collect()
     }
-}
-
-/// The services that a route forwards to.
-fn backends_of(route: &Document) -> Vec<ServiceName> {
-    let references: Vec<BackendObjectRef> = match route {
-        Document::HttpRoute(route) => {
-            route.spec.rules.iter().flat_map(|rule| rule.backend_refs.iter().map(|b| b.object())).collect()
-        }
-        Document::GrpcRoute(route) => {
-            route.spec.rules.iter().flat_map(|rule| rule.backend_refs.iter().map(|b| b.object())).collect()
-        }
-        _ => Vec::new(),
-    };
-    let own = route.metadata().namespace();
-    let services = references.into_iter().filter(BackendObjectRef::is_service);
-    services.map(|to| ServiceName::new(to.namespace.as_deref().unwrap_or(own), to.name.as_str())).collect()
 }
 
 /// A version of a service's fixed endpoints and of what its leased ones would be, wherever the sidecars are.

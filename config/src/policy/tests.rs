@@ -1,5 +1,7 @@
 //! What stays in force when documents are wrong, gone or doubled, and what sidecars are sent.
 
+mod unknown;
+
 use super::*;
 use crate::document::Kind;
 use proptest::prelude::*;

@@ -1,7 +1,11 @@
 //! Rules between the fields of one document, which its schema cannot say.
 
+mod filter;
+mod overlaps;
 mod policy;
 mod route;
+#[cfg(test)]
+mod tests;
 mod workload;
 
 use crate::document::{Document, DocumentKey, Located};

@@ -2,10 +2,12 @@
 
 use super::route::header_matches;
 use super::{Findings, label, shown};
+use crate::compile::{SOURCES, speaks_of_endpoints};
 use crate::document::authorization_policy::{AuthorizationAction, AuthorizationPolicySpec};
 use crate::document::cache_policy::CachePolicySpec;
 use crate::document::duration::PolicyDuration;
 use crate::document::mesh_policy::MeshPolicySpec;
+use crate::document::route::HeaderMatch;
 use crate::document::target::{TargetKind, TargetRef};
 use crate::document::traffic_policy::{
     Algorithm, Concurrency, Fault, HealthCheck, LoadBalancer, OutlierEjection, Sharding, TrafficPolicySpec,
@@ -111,7 +113,16 @@ pub(super) fn traffic_policy(findings: &mut Findings<'_>, spec: &TrafficPolicySp
             );
             above_zero(findings, "spec.retries.backoff.base", backoff.base);
         }
-        above_zero(findings, "spec.retries.budget.window", retries.budget.as_ref().and_then(|b| b.window));
+        if let Some(budget) = &retries.budget {
+            above_zero(findings, "spec.retries.budget.window", budget.window);
+            if budget.percent == Some(0.0) && budget.min_per_second == Some(0.0) {
+                findings.warning(
+                    "spec.retries.budget",
+                    "it allows no retries at all",
+                    "raise one of the two; `retries.attempts: 0` turns retries off",
+                );
+            }
+        }
         if retries.unsafe_methods == Some(true) {
             findings.warning(
                 "spec.retries.unsafeMethods",
@@ -120,7 +131,7 @@ pub(super) fn traffic_policy(findings: &mut Findings<'_>, spec: &TrafficPolicySp
             );
         }
     }
-    above_zero(findings, "spec.hedging.delay", spec.hedging.as_ref().and_then(|h| h.delay));
+    hedging(findings, spec);
     if let Some(breaker) = &spec.circuit_breaker {
         let longest = ("spec.circuitBreaker.maxOpenFor", breaker.max_open_for);
         not_longer(findings, ("spec.circuitBreaker.openFor", breaker.open_for), longest);
@@ -136,7 +147,7 @@ pub(super) fn traffic_policy(findings: &mut Findings<'_>, spec: &TrafficPolicySp
     for (index, limit) in spec.rate_limits.iter().enumerate() {
         let at = format!("spec.rateLimits[{index}]");
         above_zero(findings, &format!("{at}.per"), limit.per);
-        header_matches(findings, &format!("{at}.headers"), &limit.headers);
+        request_headers(findings, &format!("{at}.headers"), &limit.headers);
         if limit.max_keys.is_some() && limit.key.is_empty() {
             findings.warning(
                 &format!("{at}.maxKeys"),
@@ -155,7 +166,27 @@ pub(super) fn traffic_policy(findings: &mut Findings<'_>, spec: &TrafficPolicySp
         health_check(findings, check);
     }
     if let Some(bounds) = &spec.concurrency {
+        only_on_services(findings, &spec.target_refs, "spec.concurrency");
         concurrency(findings, bounds);
+    }
+    if spec.sharding.is_some()
+        && speaks_of_endpoints(spec)
+        && spec.target_refs.iter().any(|target| target.kind != TargetKind::Service)
+    {
+        findings.warning(
+            "spec.sharding",
+            "what the policy says of endpoints does not hold for the shards",
+            "attach that to the shards' Services in a policy of its own",
+        );
+    }
+    if let Some(link) = spec.deprecation.as_ref().and_then(|deprecation| deprecation.link.as_ref())
+        && !is_web_address(link)
+    {
+        findings.error(
+            "spec.deprecation.link",
+            format!("found `{}`, expected a URL such as `https://docs.example.com/v2`", shown(link)),
+            "write it in full and percent-encoded",
+        );
     }
     if let Some(deprecation) = &spec.deprecation
         && let Some(sunset) = &deprecation.sunset
@@ -168,6 +199,59 @@ pub(super) fn traffic_policy(findings: &mut Findings<'_>, spec: &TrafficPolicySp
             format!("found `{sunset}`, expected a time not before `since`, which is `{}`", deprecation.since),
             "correct one of the two",
         );
+    }
+}
+
+/// Headers of requests, which never say who calls as matches of routes can.
+fn request_headers(findings: &mut Findings<'_>, at: &str, headers: &[HeaderMatch]) {
+    header_matches(findings, at, headers);
+    for (index, header) in headers.iter().enumerate() {
+        if SOURCES.iter().any(|name| header.name.eq_ignore_ascii_case(name)) {
+            findings.warning(
+                &format!("{at}[{index}].name"),
+                format!("no request carries `{}`: only matches of routes know it", header.name),
+                "attach the policy to a route's rule that has such a match",
+            );
+        }
+    }
+}
+
+/// Reports a part that holds where calls come in, in a policy on what decides where they go.
+fn only_on_services(findings: &mut Findings<'_>, targets: &[TargetRef], field: &str) {
+    if let Some(index) = targets.iter().position(|target| target.kind != TargetKind::Service) {
+        let kind = targets[index].kind.as_str();
+        findings.error(
+            field,
+            format!("it holds where a Service is served, and spec.targetRefs[{index}] is of the kind {kind}"),
+            "put it into a policy that is attached to the Service",
+        );
+    }
+}
+
+fn is_web_address(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        let carried = rest.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'<' | b'>' | b'"'));
+        carried && !rest.is_empty() && !rest.starts_with('/')
+    })
+}
+
+fn hedging(findings: &mut Findings<'_>, spec: &TrafficPolicySpec) {
+    let Some(delay) = spec.hedging.as_ref().and_then(|hedging| hedging.delay) else { return };
+    above_zero(findings, "spec.hedging.delay", Some(delay));
+    let timeouts = spec.timeouts.unwrap_or_default();
+    for (name, timeout) in [("request", timeouts.request), ("attempt", timeouts.attempt)] {
+        if let Some(timeout) = timeout
+            && !timeout.is_zero()
+            && delay >= timeout
+        {
+            findings.warning(
+                "spec.hedging.delay",
+                format!("no second attempt ever starts: `timeouts.{name}` is `{timeout}`"),
+                "lower the delay",
+            );
+            return;
+        }
     }
 }
 
@@ -251,7 +335,7 @@ fn shards(findings: &mut Findings<'_>, sharding: &Sharding) {
 }
 
 fn one_fault(findings: &mut Findings<'_>, at: &str, fault: &Fault) {
-    header_matches(findings, &format!("{at}.headers"), &fault.headers);
+    request_headers(findings, &format!("{at}.headers"), &fault.headers);
     above_zero(findings, &format!("{at}.delay"), fault.delay);
     if fault.delay.is_none() && fault.abort.is_none() {
         findings.error(at, "the fault does nothing", "add `delay`, `abort` or both");
@@ -287,7 +371,11 @@ fn concurrency(findings: &mut Findings<'_>, bounds: &Concurrency) {
         );
     }
     for (index, priority) in bounds.priorities.iter().enumerate() {
-        header_matches(findings, &format!("spec.concurrency.priorities[{index}].headers"), &priority.headers);
+        request_headers(
+            findings,
+            &format!("spec.concurrency.priorities[{index}].headers"),
+            &priority.headers,
+        );
     }
 }
 
