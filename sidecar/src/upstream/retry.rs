@@ -92,6 +92,16 @@ pub(crate) enum Stop {
 }
 
 impl Stop {
+    /// Whether callers further up must not try again what was tried again here (`weft-retried`). So it is too where the
+    /// budget refused another attempt: the service has had as many as it should get.
+    pub(crate) fn is_final_for_callers(self) -> bool {
+        match self {
+            Self::Attempts | Self::Chain => true,
+            // Nothing was repeated for these reasons; whether the caller's own call can be is the caller's to know.
+            Self::Done | Self::Unsafe | Self::Body | Self::Deadline => false,
+        }
+    }
+
     /// As it counts in `weft_retries_refused_total`; `None` where nothing was refused.
     pub(crate) fn refused(self) -> Option<RetryRefused> {
         match self {
@@ -476,6 +486,16 @@ mod tests {
             retry_after: None,
         };
         assert_eq!(decide(&Policy::default(), &get(end)), Decision::Stop(Stop::Chain));
+    }
+
+    #[test]
+    fn callers_do_not_repeat_what_was_repeated_here() {
+        let stops = [Stop::Done, Stop::Attempts, Stop::Unsafe, Stop::Body, Stop::Deadline, Stop::Chain];
+        let last: Vec<Stop> = stops.into_iter().filter(|stop| stop.is_final_for_callers()).collect();
+        assert_eq!(last, [Stop::Attempts, Stop::Chain]);
+        let given_up = decide(&Policy::default(), &Attempted { tries: 3, ..get(RESET) });
+        assert_eq!(given_up, Decision::Stop(Stop::Attempts));
+        assert_eq!(decide(&none(), &get(RESET)), Decision::Stop(Stop::Done), "the caller may");
     }
 
     #[test]
