@@ -38,8 +38,7 @@ pub(crate) enum Body {
     Until(Box<Until>),
     /// One reading of a request's body that is kept for another attempt.
     Kept(Reader),
-    /// Anything else, for tests.
-    #[cfg(test)]
+    /// Anything else.
     Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = Error>>>),
 }
 
@@ -84,7 +83,6 @@ impl HttpBody for Body {
             Self::Observed(body) => body.poll_frame(cx),
             Self::Kept(body) => body.poll_frame(cx),
             Self::Until(body) => body.poll_frame(cx),
-            #[cfg(test)]
             Self::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -98,7 +96,6 @@ impl HttpBody for Body {
             Self::Observed(body) => body.is_end_stream(),
             Self::Kept(body) => body.is_end_stream(),
             Self::Until(body) => body.is_end_stream(),
-            #[cfg(test)]
             Self::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -112,7 +109,6 @@ impl HttpBody for Body {
             Self::Observed(body) => body.size_hint(),
             Self::Kept(body) => body.size_hint(),
             Self::Until(body) => body.size_hint(),
-            #[cfg(test)]
             Self::Boxed(body) => body.size_hint(),
         }
     }

@@ -3,6 +3,7 @@
 use crate::{
     body::{Body, Observer},
     error::{Error, Kind},
+    exchange::Reset,
     message::{GRPC_STATUS, WEFT_ERROR, authority, grpc_status, is_grpc},
     telemetry::{
         access_log::{self, Detail, Entry},
@@ -18,7 +19,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use weft_config::snapshot::Mesh;
+use weft_config::snapshot::{Abort, Mesh};
 
 /// A call under way. Dropped without an answer, it is recorded as gone.
 pub(crate) struct Call {
@@ -208,16 +209,22 @@ pub(crate) fn answer(error: &Error, grpc: bool) -> Response<Body> {
         headers.extend(further.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
     headers.insert(WEFT_ERROR, HeaderValue::from_static(row.name));
+    if error.instead == Some(Abort::Reset) {
+        // Nobody will see it; the status is for the records.
+        *response.status_mut() = row.status;
+        response.extensions_mut().insert(Reset);
+        return response;
+    }
     if grpc {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(row.grpc_status)));
+        headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(error.grpc_status())));
         if let Ok(message) = HeaderValue::from_str(&grpc_message(&format!("weft: {error}"))) {
             headers.insert(GRPC_MESSAGE, message);
         }
         return response;
     }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    *response.status_mut() = row.status;
+    *response.status_mut() = error.status();
     *response.body_mut() = Body::full(format!("weft: {error}\n"));
     response
 }
@@ -259,5 +266,22 @@ mod tests {
         assert_eq!(response.headers()["grpc-status"], "4");
         assert_eq!(response.headers()["grpc-message"], "weft: timeout: 100 %25 late%0A");
         assert!(response.body().is_end_stream());
+    }
+
+    #[test]
+    fn a_fault_is_answered_as_policy_says_in_the_callers_own_protocol() {
+        let fault = |abort| Error::new(Kind::Fault, "as policy says").answered_with(abort);
+        let status = |abort, grpc| answer(&fault(abort), grpc).status().as_u16();
+        let grpc_status = |abort| answer(&fault(abort), true).headers()["grpc-status"].clone();
+        let teapot = Abort::Status(http::StatusCode::IM_A_TEAPOT);
+        assert_eq!(status(teapot, false), 418);
+        assert_eq!((status(teapot, true), grpc_status(teapot)), (200, "2".parse().unwrap()));
+        assert_eq!(grpc_status(Abort::Status(http::StatusCode::BAD_GATEWAY)), "14");
+        assert_eq!((status(Abort::Grpc(8), true), grpc_status(Abort::Grpc(8))), (200, "8".parse().unwrap()));
+        assert_eq!(status(Abort::Grpc(8), false), 429);
+        assert_eq!(answer(&fault(teapot), false).headers()[WEFT_ERROR], "fault");
+        let reset = answer(&fault(Abort::Reset), false);
+        assert!(Reset::is_meant_by(&reset) && reset.body().is_end_stream());
+        assert!(!Reset::is_meant_by(&answer(&fault(teapot), false)));
     }
 }

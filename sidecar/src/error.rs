@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 use std::{borrow::Cow, fmt};
+use weft_config::snapshot::Abort;
 
 /// Why the sidecar answers a request itself or gives up on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -163,12 +164,14 @@ pub(crate) struct Error {
     pub(crate) sent: bool,
     /// Fields of the answer beyond the usual: `Retry-After`, `RateLimit`.
     pub(crate) headers: Option<Box<http::HeaderMap>>,
+    /// What is answered in place of what the kind says: a fault put in on purpose has an answer of its own.
+    pub(crate) instead: Option<Abort>,
 }
 
 impl Error {
     /// An error before anything was sent.
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, detail: detail.into(), sent: false, headers: None }
+        Self { kind, detail: detail.into(), sent: false, headers: None, instead: None }
     }
 
     /// The same with a field in its answer.
@@ -177,9 +180,33 @@ impl Error {
         self
     }
 
+    /// The same with another answer than its kind's.
+    pub(crate) fn answered_with(mut self, abort: Abort) -> Self {
+        self.instead = Some(abort);
+        self
+    }
+
+    /// The HTTP status of its answer.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self.instead {
+            Some(Abort::Status(status)) => status,
+            Some(Abort::Grpc(status)) => http_of_grpc(status),
+            Some(Abort::Reset) | None => self.kind.row().status,
+        }
+    }
+
+    /// The gRPC status of its answer.
+    pub(crate) fn grpc_status(&self) -> u8 {
+        match self.instead {
+            Some(Abort::Grpc(status)) => status,
+            Some(Abort::Status(status)) => grpc_of_http(status),
+            Some(Abort::Reset) | None => self.kind.row().grpc_status,
+        }
+    }
+
     /// An error after bytes were sent.
     pub(crate) fn after_send(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, detail: detail.into(), sent: true, headers: None }
+        Self { kind, detail: detail.into(), sent: true, headers: None, instead: None }
     }
 }
 
@@ -190,6 +217,35 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// The gRPC status that the gRPC specification gives to a bare HTTP status.
+fn grpc_of_http(status: StatusCode) -> u8 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+/// The HTTP status for a caller that does not speak gRPC, as gateways from HTTP to gRPC commonly translate.
+fn http_of_grpc(status: u8) -> StatusCode {
+    match status {
+        1 => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+        3 | 9 | 11 => StatusCode::BAD_REQUEST,
+        4 => StatusCode::GATEWAY_TIMEOUT,
+        5 => StatusCode::NOT_FOUND,
+        6 | 10 => StatusCode::CONFLICT,
+        7 => StatusCode::FORBIDDEN,
+        8 => StatusCode::TOO_MANY_REQUESTS,
+        12 => StatusCode::NOT_IMPLEMENTED,
+        14 => StatusCode::SERVICE_UNAVAILABLE,
+        16 => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -25,3 +25,15 @@ pub(crate) struct Failed {
     /// The request's body, if it is whole still (nothing of it was taken) and could be sent again.
     pub(crate) body: Option<Box<Body>>,
 }
+
+/// Put into a response's extensions, it says that nothing of the response is to be sent: an HTTP/1 connection is
+/// closed, an HTTP/2 stream is reset. For faults put in on purpose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reset;
+
+impl Reset {
+    /// Whether a response is marked so.
+    pub(crate) fn is_meant_by(response: &Response<Body>) -> bool {
+        response.extensions().get::<Self>().is_some()
+    }
+}

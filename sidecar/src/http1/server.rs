@@ -17,7 +17,7 @@ use crate::{
     body::Body,
     drain::Drain,
     error::{Error, Kind},
-    exchange::Handler,
+    exchange::{Handler, Reset},
     io::Io,
     tcp,
 };
@@ -217,6 +217,7 @@ async fn answer<H: Handler>(conn: &Shared, handler: &H, head: RequestHead, drain
         .await
     };
     match response {
+        Some(response) if Reset::is_meant_by(&response) => After::Gone,
         Some(response) => respond(conn, response, asked, drain).await,
         None => After::Gone,
     }

@@ -13,7 +13,7 @@ use crate::{
     body::Body,
     drain::Drain,
     error::{Error, Kind},
-    exchange::{Back, Handler},
+    exchange::{Back, Handler, Reset},
     io::Io,
 };
 use bytes::Bytes;
@@ -170,6 +170,10 @@ impl<H: Handler> Stream<H> {
         };
         // No response: the caller reset the stream, and with the handler's future all that it had begun is gone.
         if let Some(response) = response {
+            if Reset::is_meant_by(&response) {
+                self.caller.0.into_inner().send_reset(Reason::INTERNAL_ERROR);
+                return;
+            }
             self.respond(&method, response, tunnel).await;
         }
     }

@@ -458,3 +458,17 @@ fn a_body_read_by_another_task_arrives_and_the_disconnect_is_still_seen() {
         assert!(cancelled.get());
     });
 }
+
+#[test]
+fn a_response_marked_for_reset_closes_the_connection_without_a_word() {
+    run(async {
+        let mut served = served(async |_: Request<Body>, _: &dyn Back| {
+            let mut response = ok("never seen");
+            response.extensions_mut().insert(crate::exchange::Reset);
+            response
+        });
+        served.peer.send(GET).await;
+        assert_eq!(served.peer.read_to_end().await, "");
+        served.ended().await;
+    });
+}

@@ -270,3 +270,24 @@ async fn a_length_that_is_not_kept_is_malformed() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_response_marked_for_reset_resets_its_stream_and_no_other() {
+    run(async {
+        let app = |request: Request<Body>, _: &dyn Back| -> Answer {
+            Box::pin(async move {
+                let mut response = Response::new(Body::full("seen"));
+                if request.uri().path() == "/fault" {
+                    response.extensions_mut().insert(crate::exchange::Reset);
+                }
+                response
+            })
+        };
+        let (client, _drain) = mesh(app, brief()).await;
+        let failed = send(&client, get("/fault")).await.err().expect("no response");
+        assert_eq!(failed.error.kind, Kind::Reset);
+        let response = send(&client, get("/")).await.ok().expect("the connection goes on");
+        assert_eq!(text(response).await, "seen");
+    })
+    .await;
+}

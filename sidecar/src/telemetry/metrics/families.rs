@@ -28,6 +28,7 @@ pub(super) fn collect(metrics: &Metrics) -> Vec<MetricFamily> {
     denials(metrics, &mut out);
     deprecations(metrics, &mut out);
     paths(metrics, &mut out);
+    metrics.admission.collect(&mut out);
     connections(metrics, &mut out);
     handshakes(metrics, &mut out);
     identity(metrics, &mut out);
@@ -359,6 +360,9 @@ fn losses(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     overflow.sample(&[("table", "deprecated")], metrics.deprecated.overflows() as f64);
     overflow.sample(&[("table", "paths")], metrics.paths.overflows() as f64);
     overflow.sample(&[("table", "path_upstreams")], metrics.path_upstreams.overflows() as f64);
+    for (table, count) in metrics.admission.overflows() {
+        overflow.sample(&[("table", table)], count as f64);
+    }
     overflow.done(out);
     Family::counter(
         "weft_access_log_dropped_total",
@@ -413,7 +417,7 @@ fn level(metrics: &Metrics, cell: impl Fn(&Cells) -> &Cell) -> f64 {
 }
 
 /// A family while its samples are gathered.
-struct Family {
+pub(super) struct Family {
     kind: MetricType,
     name: &'static str,
     help: &'static str,
@@ -421,11 +425,11 @@ struct Family {
 }
 
 impl Family {
-    fn counter(name: &'static str, help: &'static str) -> Self {
+    pub(super) fn counter(name: &'static str, help: &'static str) -> Self {
         Self { kind: MetricType::COUNTER, name, help, samples: Vec::new() }
     }
 
-    fn gauge(name: &'static str, help: &'static str) -> Self {
+    pub(super) fn gauge(name: &'static str, help: &'static str) -> Self {
         Self { kind: MetricType::GAUGE, name, help, samples: Vec::new() }
     }
 
@@ -433,7 +437,7 @@ impl Family {
         Self { kind: MetricType::HISTOGRAM, name, help, samples: Vec::new() }
     }
 
-    fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
+    pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
         let mut metric = Metric::from_label(pairs(labels));
         if self.kind == MetricType::GAUGE {
             let mut gauge = Gauge::default();
@@ -468,13 +472,13 @@ impl Family {
     }
 
     /// The only sample, without labels.
-    fn only(mut self, value: f64, out: &mut Vec<MetricFamily>) {
+    pub(super) fn only(mut self, value: f64, out: &mut Vec<MetricFamily>) {
         self.sample(&[], value);
         self.done(out);
     }
 
     /// Adds the family, unless it has no samples (yet).
-    fn done(self, out: &mut Vec<MetricFamily>) {
+    pub(super) fn done(self, out: &mut Vec<MetricFamily>) {
         if self.samples.is_empty() {
             return;
         }

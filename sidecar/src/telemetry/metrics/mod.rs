@@ -8,6 +8,7 @@
 //! [`ServiceSeries`] if it is one per service, of [`Metrics`] if only the control runtime writes it) and a function in
 //! `families.rs`, which is the one list of all that is exported.
 
+mod admission;
 mod families;
 mod guarded;
 mod interned;
@@ -19,6 +20,7 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use admission::{ConcurrencySeries, CopyResult, FaultKind, MirrorSeries, RateLimitSeries, Shed};
 pub(crate) use labels::{
     AttemptResult, BreakerPosition, BreakerScope, ConnectionState, Direction, EjectionCause, Hedged, Retry,
     RetryRefused,
@@ -27,6 +29,7 @@ pub(crate) use paths::{Path, PathUpstream};
 pub(crate) use series::{Queue, Series, SeriesKey, ServiceSeries};
 pub(crate) use shard::{Connection, Shard};
 
+use admission::Admission;
 use interned::Interned;
 use paths::PathSeries;
 use prometheus::{Encoder, TextEncoder};
@@ -69,6 +72,8 @@ pub(crate) struct Metrics {
     paths: Interned<Arc<str>, PathSeries>,
     /// What they waited for, by service and route.
     path_upstreams: Interned<(Arc<str>, Arc<str>), PathUpstream>,
+    /// Rate limits, concurrency, faults and mirrors.
+    admission: Admission,
     /// What only the control runtime (or a rare event on any thread) counts: ordinary atomic additions.
     renewals_ok: AtomicU64,
     renewals_failed: AtomicU64,
@@ -98,6 +103,7 @@ impl Metrics {
             deprecated: Interned::new(rules.min(DEPRECATED_LIMIT)),
             paths: Interned::new(services),
             path_upstreams: Interned::new(series),
+            admission: Admission::default(),
             renewals_ok: AtomicU64::new(0),
             renewals_failed: AtomicU64::new(0),
             policy_updates: AtomicU64::new(0),
@@ -230,6 +236,7 @@ impl Metrics {
         self.deprecated.forget_unused(now, KEEP_UNUSED);
         self.paths.forget_unused(now, KEEP_UNUSED);
         self.path_upstreams.forget_unused(now, KEEP_UNUSED);
+        self.admission.forget_unused(now, KEEP_UNUSED);
         let families = families::collect(self);
         let mut text = Vec::with_capacity(16 * 1024);
         if let Err(error) = TextEncoder::new().encode(&families, &mut text) {

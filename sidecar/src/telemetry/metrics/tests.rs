@@ -50,11 +50,48 @@ fn full() -> Arc<Metrics> {
         path.waited(&metrics.path_upstream(&"shop/stock".into(), &"".into()), Duration::from_millis(3));
         std::mem::forget(service);
     }
+    admission(&metrics);
     metrics.identity_expires(UNIX_EPOCH + Duration::from_secs(2_000_000_000));
     metrics.identity_renewed(true);
     metrics.policy_updated("42 \"quoted\"\\\n");
     metrics.control_plane_connected(true);
     metrics
+}
+
+/// Gives the families of admission a sample each.
+fn admission(metrics: &Metrics) {
+    let limit = metrics.rate_limit("shop/limits/per-user");
+    limit.refused();
+    limit.remembers(3);
+    let concurrency = metrics.concurrency("shop/product");
+    concurrency.shed(Shed::Displaced);
+    concurrency.changed((None, 0, 0), (Some(20), 7, 1));
+    metrics.mirror("shop/product-next").copied(CopyResult::Dropped);
+    metrics.fault(FaultKind::Delay);
+    std::mem::forget((limit, concurrency));
+}
+
+#[test]
+fn what_admission_did_is_counted_by_limit_service_reason_and_backend() {
+    let metrics = Metrics::new(1);
+    admission(&metrics);
+    let concurrency = metrics.concurrency("shop/product");
+    concurrency.changed((Some(20), 7, 1), (Some(10), 8, 0));
+    let text = text(&metrics);
+    for (name, value) in [
+        (r#"weft_rate_limited_total{limit="shop/limits/per-user"}"#, 1.0),
+        (r#"weft_rate_limit_keys{limit="shop/limits/per-user"}"#, 3.0),
+        (r#"weft_concurrency_limit{service="shop/product"}"#, 10.0),
+        (r#"weft_concurrency_in_flight{service="shop/product"}"#, 8.0),
+        (r#"weft_concurrency_queued{service="shop/product"}"#, 0.0),
+        (r#"weft_shed_total{service="shop/product",reason="displaced"}"#, 1.0),
+        (r#"weft_shed_total{service="shop/product",reason="timeout"}"#, 0.0),
+        (r#"weft_mirrored_total{backend="shop/product-next",result="dropped"}"#, 1.0),
+        (r#"weft_faults_total{kind="delay"}"#, 1.0),
+        (r#"weft_faults_total{kind="reset"}"#, 0.0),
+    ] {
+        assert_eq!(sample(&text, name), Some(value), "{name}");
+    }
 }
 
 #[test]
