@@ -305,7 +305,7 @@ mod tests {
             let mut now = 0;
             for (key, step) in calls {
                 now += step;
-                let owes = |owed: &BTreeMap<u64, (u64, u64)>, key| {
+                let owes = |owed: &BTreeMap<u64, (u64, u64)>, key: &u64| {
                     owed.get(key).map_or(0, |(owes, at)| owes.saturating_sub(now - at))
                 };
                 let passes = owes(&owed, &key) + (1 << 20) <= full;

@@ -160,7 +160,9 @@ fn vary_by_origin(headers: &mut HeaderMap) {
 fn is_allowed(allowed: &Origin, origin: &str) -> bool {
     match allowed {
         Origin::Any => true,
-        Origin::Exact(exact) => without_default_port(exact).eq_ignore_ascii_case(without_default_port(origin)),
+        Origin::Exact(exact) => {
+            without_default_port(exact).eq_ignore_ascii_case(without_default_port(origin))
+        }
         Origin::Wildcard(before, after) => is_between(origin, before, without_default_port_of(before, after)),
     }
 }
@@ -253,7 +255,11 @@ mod tests {
         pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
     }
 
-    fn answered(cors: &Cors, fields: &[(&'static str, &str)], upstream: &[(&'static str, &str)]) -> HeaderMap {
+    fn answered(
+        cors: &Cors,
+        fields: &[(&'static str, &str)],
+        upstream: &[(&'static str, &str)],
+    ) -> HeaderMap {
         let asked = Asked::of(&request(Method::GET, fields).headers);
         let mut headers = request(Method::GET, upstream).headers;
         apply(cors, &asked, &mut headers);

@@ -61,7 +61,9 @@ mod tests {
     #[test]
     fn each_fault_hits_its_own_share_of_calls() {
         let faults = [fault(0.1, Only::default()), fault(0.25, Only::default())];
-        for (random, hit) in [(0.0, Some(0)), (0.099, Some(0)), (0.1, Some(1)), (0.349, Some(1)), (0.35, None)] {
+        for (random, hit) in
+            [(0.0, Some(0)), (0.099, Some(0)), (0.1, Some(1)), (0.349, Some(1)), (0.35, None)]
+        {
             assert_eq!(chosen(&faults, &Method::GET, random), hit, "{random}");
         }
     }
@@ -84,7 +86,8 @@ mod tests {
     async fn a_delay_passes_and_then_the_call_goes_on_or_fails() {
         let metrics = Metrics::new(1);
         let start = tokio::time::Instant::now();
-        let mut slow = Fault { delay: Some(Duration::from_secs(2)), abort: None, ..fault(1.0, Only::default()) };
+        let mut slow =
+            Fault { delay: Some(Duration::from_secs(2)), abort: None, ..fault(1.0, Only::default()) };
         assert!(happen(&slow, &metrics).await.is_ok());
         assert_eq!(start.elapsed(), Duration::from_secs(2));
         slow.abort = Some(Abort::Grpc(14));

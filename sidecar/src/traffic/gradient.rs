@@ -113,9 +113,9 @@ impl Gradient {
 
     fn end_window(&mut self, recent: f64, peak: u32, now: Instant) {
         let unloaded = *self.unloaded.get_or_insert(recent);
-        if let Some(look) = &mut self.look {
+        if let Some(look) = self.look {
             if !look.settled {
-                look.settled = true;
+                self.look = Some(Look { settled: true, ..look });
                 return;
             }
             self.limit = self.bounded(look.before);

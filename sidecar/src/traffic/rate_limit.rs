@@ -147,7 +147,9 @@ impl Limits {
         from: &KeySource<'_>,
         now: Instant,
     ) -> Result<Passed, Error> {
-        let Some(epoch) = self.0.first().map(|ready| ready.limiter.epoch) else { return Ok(Passed::default()) };
+        let Some(epoch) = self.0.first().map(|ready| ready.limiter.epoch) else {
+            return Ok(Passed::default());
+        };
         let now = u64::try_from(now.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX);
         let mut held: SmallVec<[Held<'_>; 4]> = SmallVec::new();
         for ready in self.0.iter().filter(|ready| ready.limit.only.matches(method, path, headers)) {
@@ -332,8 +334,7 @@ mod tests {
     #[test]
     fn a_call_that_one_limit_refuses_takes_nothing_from_the_others() {
         let world = World::new();
-        let limits =
-            world.limiters.resolve(&[limit("all", 100, after(1.0), 100), per_user("user", 1)]);
+        let limits = world.limiters.resolve(&[limit("all", 100, after(1.0), 100), per_user("user", 1)]);
         assert_eq!(world.passes(&limits, "ann", after(0.0)), 1);
         for _ in 0..50 {
             assert!(world.call(&limits, "ann", after(0.0)).is_err());
@@ -380,10 +381,8 @@ mod tests {
     #[test]
     fn a_refusal_says_which_limit_and_how_long() {
         let world = World::new();
-        let limits = world.limiters.resolve(&[
-            limit("slow", 1, after(10.0), 1),
-            limit("quick", 1, after(2.5), 1),
-        ]);
+        let limits =
+            world.limiters.resolve(&[limit("slow", 1, after(10.0), 1), limit("quick", 1, after(2.5), 1)]);
         assert!(world.call(&limits, "", after(0.0)).is_ok());
         let error = world.call(&limits, "", after(0.2)).err().expect("refused");
         assert_eq!((error.kind, error.status().as_u16(), error.grpc_status()), (Kind::RateLimited, 429, 8));
@@ -398,10 +397,9 @@ mod tests {
     #[test]
     fn an_answer_tells_of_the_tightest_limit() {
         let world = World::new();
-        let limits = world.limiters.resolve(&[
-            limit("wide", 1000, after(0.25), 1000),
-            limit("tight", 30, after(60.0), 10),
-        ]);
+        let limits = world
+            .limiters
+            .resolve(&[limit("wide", 1000, after(0.25), 1000), limit("tight", 30, after(60.0), 10)]);
         let headers = fields(&world.call(&limits, "", after(0.0)).unwrap());
         assert_eq!(headers["ratelimit"], "\"tight\";r=9;t=2");
         assert_eq!(headers["ratelimit-policy"], "\"tight\";q=30;w=60");

@@ -20,7 +20,9 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use admission::{ConcurrencySeries, CopyResult, FaultKind, MirrorSeries, RateLimitSeries, Shed};
+pub(crate) use admission::{
+    ConcurrencySeries, CopyResult, FaultKind, MirrorSeries, RateLimitSeries, Shed, Shown,
+};
 pub(crate) use labels::{
     AttemptResult, BreakerPosition, BreakerScope, ConnectionState, Direction, EjectionCause, Hedged, Retry,
     RetryRefused,

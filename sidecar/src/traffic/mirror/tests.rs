@@ -44,7 +44,10 @@ impl World {
         let metrics = Metrics::new(1);
         Self {
             copies: Copies::default(),
-            mirrors: mirrors.iter().map(|(numerator, denominator)| mirror(*numerator, *denominator)).collect(),
+            mirrors: mirrors
+                .iter()
+                .map(|(numerator, denominator)| mirror(*numerator, *denominator))
+                .collect(),
             series: (0..mirrors.len()).map(|n| metrics.mirror(&format!("shop/next{n}"))).collect(),
         }
     }
@@ -111,7 +114,10 @@ fn a_copy_is_the_same_request_and_says_that_it_is_a_copy() {
         assert_eq!(world.counts(), [[1, 0, 0], [1, 0, 0]]);
         for (n, (index, path, headers)) in seen.borrow().iter().enumerate() {
             assert_eq!((*index, path.as_str()), (n, "/pay"));
-            assert_eq!((&headers["host"], &headers["weft-mirror"]), (&"shop".parse().unwrap(), &"1".parse().unwrap()));
+            assert_eq!(
+                (&headers["host"], &headers["weft-mirror"]),
+                (&"shop".parse().unwrap(), &"1".parse().unwrap())
+            );
         }
     });
 }
