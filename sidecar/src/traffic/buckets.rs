@@ -12,7 +12,8 @@ const CLEARED: usize = 4;
 /// How fast a bucket fills and how much it holds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate {
-    /// Units that come back in a nanosecond, times 2^64. Rounded down, as everything here is: never too many pass.
+    /// Units that come back in a nanosecond, times 2^64. The one number that is rounded up, by less than one in its
+    /// 96 bits after the point: what is due at the full second is there at the full second.
     speed: u128,
     /// Units in a full bucket.
     burst: u64,
@@ -20,7 +21,7 @@ pub(super) struct Rate {
 
 impl Rate {
     pub(super) fn new(requests: u32, per: Duration, burst: u32) -> Self {
-        let speed = (u128::from(requests) << 96) / per.as_nanos().max(1);
+        let speed = (u128::from(requests) << 96).div_ceil(per.as_nanos().max(1));
         Self { speed: speed.max(1), burst: u64::from(burst.max(1)) << 32 }
     }
 

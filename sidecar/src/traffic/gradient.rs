@@ -8,7 +8,8 @@
 //! which drifts upwards under lasting overload and takes the limit along; Envoy lowers the limit every minute to measure
 //! it, which turns calls away at a quiet time too. Here it is learned when it shows by itself: while the limit is not
 //! used, and when the limit is down at its minimum. Only after half a minute at the limit, with calls slower than
-//! borne, the limit is lowered for two windows to look whether the estimate was too high.
+//! borne, the limit is lowered for two windows to look again. What shows then is right or less wrong than before: at a
+//! fraction of the calls the application is either not loaded, or less than what led to the old estimate.
 
 use std::time::{Duration, Instant};
 
@@ -120,7 +121,7 @@ impl Gradient {
             }
             self.limit = self.bounded(look.before);
             self.look = None;
-            self.unloaded = Some(unloaded.min(recent));
+            self.unloaded = Some(recent);
             self.sure_at = Some(now);
             return;
         }
@@ -253,6 +254,15 @@ mod tests {
         application.run(&mut gradient, 10_000, 200, &mut now);
         let (_, most) = application.run(&mut gradient, 10_000, 60, &mut now);
         assert!(most <= 18, "{most}");
+    }
+
+    #[test]
+    fn a_low_minimum_is_no_trap() {
+        let (mut gradient, mut now) = (Gradient::new(1, 1000, 2.0), Instant::now());
+        Application { capacity: 20.0, service: 0.01 }.run(&mut gradient, 10_000, 20, &mut now);
+        let slower = Application { capacity: 20.0, service: 0.1 };
+        slower.run(&mut gradient, 10_000, 90, &mut now);
+        assert!(gradient.limit() >= 20, "{}", gradient.limit());
     }
 
     #[test]
