@@ -12,7 +12,7 @@ use crate::{
         metrics::{Metrics, PathUpstream, ServiceSeries, Shard},
     },
     tls::Tls,
-    traffic::chain::Chains,
+    traffic::{chain::Chains, concurrency::Limiters, mirror::Copies, rate_limit::RateLimiters},
     upstream::{
         Cluster, ClusterKey, Connector, Endpoint,
         guard::{Guards, Standing},
@@ -49,6 +49,10 @@ pub(crate) struct Shared {
     pub(crate) access_log: AccessLog,
     /// Breakers, budgets and ejections, which all workers judge together.
     pub(crate) guards: Guards,
+    /// What is left of each rate limit.
+    pub(crate) rate_limits: RateLimiters,
+    /// Calls that our application has and that wait for it, by served port.
+    pub(crate) concurrency: Limiters,
     /// How much is logged; `None` when an embedding program logs for itself.
     pub(crate) log_level: Option<Level>,
     snapshot: ArcSwap<Snapshot>,
@@ -76,6 +80,8 @@ impl Shared {
         Self {
             settings,
             tls,
+            rate_limits: RateLimiters::new(metrics.clone(), Instant::now()),
+            concurrency: Limiters::new(metrics.clone()),
             metrics,
             access_log,
             guards: Guards::default(),
@@ -124,6 +130,8 @@ pub(crate) struct Worker {
     clusters: RefCell<Map<ClusterKey, Rc<Cluster>>>,
     external: RefCell<Map<Box<str>, Resolved>>,
     apps: RefCell<Vec<(Served, Rc<Endpoint>)>>,
+    /// Copies of requests on their way to mirrors.
+    pub(crate) copies: Copies,
     /// Connections that peers and the application hold to this worker.
     pub(crate) connections: Cell<usize>,
     /// Who the application is to those whom it calls.
@@ -153,6 +161,7 @@ impl Worker {
             clusters: RefCell::default(),
             external: RefCell::default(),
             apps: RefCell::default(),
+            copies: Copies::default(),
             connections: Cell::new(0),
             identity: identity.to_string().into(),
             outside: shared.metrics.path_upstream(&"passthrough".into(), &"".into()),
@@ -310,13 +319,17 @@ impl Worker {
         endpoint
     }
 
-    /// Closes connections that have been idle for too long. Called about once a second.
+    /// Closes connections that have been idle for too long, and forgets what policy no longer names. Called about once
+    /// a second.
     pub(crate) fn sweep(&self) {
         let live = self.live();
         let limits = &live.snapshot.mesh.limits;
         self.clusters.borrow().values().for_each(|c| c.sweep(limits));
         self.external.borrow().values().for_each(|(_, c)| c.sweep(limits));
         self.apps.borrow().iter().for_each(|(_, e)| e.sweep(&Bounds::default(), limits));
+        let now = Instant::now();
+        self.shared.rate_limits.sweep(now);
+        self.shared.concurrency.sweep(now);
     }
 
     /// Every cluster, for `/clusters`.

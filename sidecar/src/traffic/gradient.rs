@@ -9,7 +9,8 @@
 //! it, which turns calls away at a quiet time too. Here it is learned when it shows by itself: while the limit is not
 //! used, and when the limit is down at its minimum. Only after half a minute at the limit, with calls slower than
 //! borne, the limit is lowered for two windows to look again. What shows then is right or less wrong than before: at a
-//! fraction of the calls the application is either not loaded, or less than what led to the old estimate.
+//! fraction of the calls the application is either not loaded, or less than what led to the old estimate. Under lasting
+//! overload that costs a few tenths of a second in every thirty.
 
 use std::time::{Duration, Instant};
 
@@ -262,7 +263,8 @@ mod tests {
         Application { capacity: 20.0, service: 0.01 }.run(&mut gradient, 10_000, 20, &mut now);
         let slower = Application { capacity: 20.0, service: 0.1 };
         slower.run(&mut gradient, 10_000, 90, &mut now);
-        assert!(gradient.limit() >= 20, "{}", gradient.limit());
+        let (_, most) = slower.run(&mut gradient, 10_000, 10, &mut now);
+        assert!(most >= 20, "{most}");
     }
 
     #[test]
@@ -280,8 +282,8 @@ mod tests {
         Application { capacity: 20.0, service: 0.01 }.run(&mut gradient, 10_000, 20, &mut now);
         let slower = Application { capacity: 20.0, service: 0.1 };
         slower.run(&mut gradient, 10_000, 60, &mut now);
-        let (least, _) = slower.run(&mut gradient, 10_000, 10, &mut now);
-        assert!(least >= 20, "{least}");
+        let (_, most) = slower.run(&mut gradient, 10_000, 10, &mut now);
+        assert!(most >= 20, "{most}");
     }
 
     #[test]

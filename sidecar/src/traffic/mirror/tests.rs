@@ -28,6 +28,7 @@ fn backend() -> Backend {
         port: 0,
         weight: 1,
         filters: Default::default(),
+        mirrors: Arc::new([]),
         invalid: None,
     }
 }
