@@ -26,8 +26,19 @@ impl Backend {
     where
         F: Future<Output = Result<Response<Body>, BoxError>> + Send + 'static,
     {
+        Self::http_at(ANYWHERE, handle).await
+    }
+
+    /// The same at a certain address.
+    pub async fn http_at<F>(
+        address: SocketAddr,
+        handle: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<Response<Body>, BoxError>> + Send + 'static,
+    {
         let handle = Arc::new(handle);
-        Self::tcp(move |stream| {
+        Self::tcp_at(address, move |stream| {
             let handle = handle.clone();
             async move {
                 let service = service_fn(move |request| handle(request));

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod pki;
 pub mod processes;
 pub mod raw;
+pub mod scripted;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
@@ -25,6 +26,7 @@ pub use backend::Backend;
 pub use client::{Answer, Client};
 pub use load::Load;
 pub use mesh::{Beside, Mesh, Process};
+pub use scripted::Scripted;
 
 /// What goes wrong in a test's own client or application.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

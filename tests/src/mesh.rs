@@ -320,6 +320,17 @@ impl Process {
         serde_json::from_str(&text).expect("JSON")
     }
 
+    /// Requests of its application that are under way, as `/clusters` shows them.
+    pub async fn in_flight(&self) -> u64 {
+        let clusters = self.admin("/clusters").await;
+        let endpoints = clusters
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|cluster| cluster["endpoints"].as_array().into_iter().flatten());
+        endpoints.map(|endpoint| endpoint["in_flight"].as_u64().expect("a number")).sum()
+    }
+
     /// The serial number of the certificate in use.
     pub async fn serial(&self) -> String {
         self.admin("/certs").await["identity"]["serial"].to_string()
@@ -367,6 +378,40 @@ apiVersion: weft.mesh/v1alpha1
 kind: MeshPolicy
 metadata: {{ name: mesh }}
 spec: {spec}
+"
+    )
+}
+
+/// The TrafficPolicy document of a service, with these fields of `spec` in YAML's flow style.
+pub fn traffic(service: &str, fields: &str) -> String {
+    traffic_at(service, &format!("{{ kind: Service, name: {service} }}"), fields)
+}
+
+/// The TrafficPolicy document called `name` that is attached to `target`.
+pub fn traffic_at(name: &str, target: &str, fields: &str) -> String {
+    format!(
+        "---
+apiVersion: weft.mesh/v1alpha1
+kind: TrafficPolicy
+metadata: {{ name: {name}, namespace: {NAMESPACE} }}
+spec: {{ targetRefs: [{target}], {fields} }}
+"
+    )
+}
+
+/// The document of one instance of `service` that has no sidecar: it is called in plain text.
+pub fn outside(name: &str, service: &str, port: u16, app: SocketAddr) -> String {
+    let (address, app_port) = (app.ip(), app.port());
+    format!(
+        "---
+apiVersion: weft.mesh/v1alpha1
+kind: Workload
+metadata: {{ name: {name}, namespace: {NAMESPACE} }}
+spec:
+  service: {service}
+  ports: [{{ port: {port}, appPort: {app_port}, appProtocol: http }}]
+  mesh: false
+  address: {address}
 "
     )
 }

@@ -388,12 +388,21 @@ impl Mesh {
         self.sidecar_with(workload, apps, &[])
     }
 
-    /// The same with more flags.
+    /// The same for one of several instances, which all have the service account `account`.
+    pub fn replica(&self, workload: &str, account: &str, apps: &[(u16, u16)]) -> Sidecar {
+        self.start_sidecar(workload, account, apps, &[])
+    }
+
+    /// The same as [`Self::sidecar`] with more flags.
     pub fn sidecar_with(&self, workload: &str, apps: &[(u16, u16)], flags: &[&str]) -> Sidecar {
+        self.start_sidecar(workload, workload, apps, flags)
+    }
+
+    fn start_sidecar(&self, workload: &str, account: &str, apps: &[(u16, u16)], flags: &[&str]) -> Sidecar {
         let state = self.directory.path().join("control-plane");
         let token = run(
             Command::new(program("weft-control-plane"))
-                .args(["token", "--namespace", "shop", "--service-account", workload, "--state-dir"])
+                .args(["token", "--namespace", "shop", "--service-account", account, "--state-dir"])
                 .arg(&state),
             PATIENCE,
         )
@@ -404,7 +413,7 @@ impl Mesh {
         write(&token_file, &token.stdout);
         let mut command = Command::new(program("weft-sidecar"));
         command
-            .args(["--namespace", "shop", "--workload", workload, "--service-account", workload])
+            .args(["--namespace", "shop", "--workload", workload, "--service-account", account])
             .args(["--control-plane", &self.push.to_string(), "--ca-file"])
             .arg(state.join("ca.pem"))
             .arg("--join-token-file")
