@@ -77,7 +77,7 @@ pub struct Retry {
     pub grpc_statuses: u32,
     /// True if a policy names the gRPC statuses: then the call is tried again although the application may have seen it.
     pub grpc_explicit: bool,
-    /// Every retry waits at least this long; what `backoff` gives comes on top of it.
+    /// Every retry waits at least this long, but for what never left; what `backoff` gives comes on top of it.
     pub least_wait: Duration,
     /// Up to this long before the first retry; doubles each time, with full jitter.
     pub backoff: Duration,

@@ -214,15 +214,15 @@ fn has(statuses: u32, code: u16) -> bool {
 }
 
 /// The wait before the next attempt: exponential with full jitter, so that callers that failed together do not come
-/// back together; after what the upstream asked for.
+/// back together; after what the upstream asked for, and never sooner than the route says.
 fn wait(policy: &Policy, attempted: &Attempted, random: f64) -> Duration {
     let doubled = 1_u32.checked_shl(attempted.tries.saturating_sub(1)).unwrap_or(u32::MAX);
     let most = policy.backoff.saturating_mul(doubled).min(policy.max_backoff);
-    let jittered = most.mul_f64(random.clamp(0.0, 1.0));
-    match attempted.end {
-        End::Answered { retry_after: Some(asked), .. } if policy.retry_after => asked + jittered,
-        _ => jittered,
-    }
+    let least = match attempted.end {
+        End::Answered { retry_after: Some(asked), .. } if policy.retry_after => asked.max(policy.least_wait),
+        _ => policy.least_wait,
+    };
+    least.saturating_add(most.mul_f64(random.clamp(0.0, 1.0)))
 }
 
 /// Reads a `Retry-After` field (RFC 9110 §10.2.3): seconds or a date. A date of the past is no wait; what is neither is
@@ -446,6 +446,19 @@ mod tests {
         );
         assert_eq!(wait(3, 0.5), 50 * MS);
         assert_eq!(wait(3, 0.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn nothing_is_tried_again_sooner_than_the_route_says() {
+        let policy = Policy { least_wait: 100 * MS, ..Policy::default() };
+        let after = |end, random| match super::decide(&policy, &get(end), || random) {
+            Decision::Again { after, .. } => after,
+            stop => panic!("{stop:?}"),
+        };
+        assert_eq!(after(status(503), 0.0), 100 * MS);
+        assert_eq!(after(status(503), 1.0), 125 * MS);
+        assert_eq!(after(asked(2), 0.0), 2000 * MS);
+        assert_eq!(after(asked(0), 0.0), 100 * MS);
     }
 
     #[test]
