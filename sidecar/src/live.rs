@@ -4,7 +4,7 @@
 use crate::{
     message::split_authority,
     policy,
-    telemetry::metrics::{Direction, PathUpstream, Series, SeriesKey},
+    telemetry::metrics::{Direction, Series, SeriesKey},
     traffic::split::Split,
     upstream::{Cluster, ClusterKey},
     worker::Worker,
@@ -61,8 +61,6 @@ pub(crate) struct LiveCalls {
     pub(crate) shards: Vec<LiveBackend>,
     /// In the order of the mirrors.
     pub(crate) mirrors: Vec<LiveBackend>,
-    /// Where the time is counted that requests to our application wait for these calls.
-    pub(crate) path: Arc<PathUpstream>,
 }
 
 /// One backend's runtime side.
@@ -179,7 +177,6 @@ impl Live {
             split,
             shards: calls.sharding.iter().flat_map(|s| &*s.shards).map(|to| shared(route, to)).collect(),
             mirrors: calls.mirrors.iter().map(|mirror| shared(route, &mirror.backend)).collect(),
-            path: worker.metrics().path_upstream(&label, route),
         };
         let rule = |rule: &Rule| {
             let none = Backends::default();

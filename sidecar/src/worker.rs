@@ -9,7 +9,7 @@ use crate::{
     telemetry::{
         access_log::AccessLog,
         log::Level,
-        metrics::{Metrics, PathUpstream, ServiceSeries, Shard},
+        metrics::{Metrics, ServiceSeries, Shard},
     },
     tls::Tls,
     traffic::{chain::Chains, concurrency::Limiters, mirror::Copies, rate_limit::RateLimiters},
@@ -136,9 +136,6 @@ pub(crate) struct Worker {
     pub(crate) connections: Cell<usize>,
     /// Who the application is to those whom it calls.
     identity: Box<str>,
-    /// Where the time is counted that requests to the application wait for hosts outside of the mesh: together, as in
-    /// [`passthrough`](Self::passthrough).
-    pub(crate) outside: Arc<PathUpstream>,
 }
 
 impl Worker {
@@ -164,7 +161,6 @@ impl Worker {
             copies: Copies::default(),
             connections: Cell::new(0),
             identity: identity.to_string().into(),
-            outside: shared.metrics.path_upstream(&"passthrough".into(), &"".into()),
             shared,
         }
     }
