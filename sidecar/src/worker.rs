@@ -16,6 +16,7 @@ use crate::{
     upstream::{
         Cluster, ClusterKey, Connector, Endpoint,
         guard::{Guards, Standing},
+        health::Claims,
     },
 };
 use arc_swap::ArcSwap;
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) rate_limits: RateLimiters,
     /// Calls that our application has and that wait for it, by served port.
     pub(crate) concurrency: Limiters,
+    /// Which endpoints are asked for their health, whichever worker does it.
+    pub(crate) health_claims: Arc<Claims>,
     /// How much is logged; `None` when an embedding program logs for itself.
     pub(crate) log_level: Option<Level>,
     snapshot: ArcSwap<Snapshot>,
@@ -85,6 +88,7 @@ impl Shared {
             metrics,
             access_log,
             guards: Guards::default(),
+            health_claims: Arc::default(),
             log_level,
             snapshot: ArcSwap::default(),
             generation: AtomicU64::new(0),
@@ -315,10 +319,14 @@ impl Worker {
         endpoint
     }
 
-    /// Closes connections that have been idle for too long, and forgets what policy no longer names. Called about once
-    /// a second.
+    /// Closes connections that have been idle for too long, forgets what policy no longer names, and sees to it that
+    /// endpoints are asked for their health. Called about once a second.
     pub(crate) fn sweep(&self) {
         let live = self.live();
+        let claims = &self.shared.health_claims;
+        for cluster in self.clusters.borrow().values() {
+            cluster.check_health(&live.snapshot, &self.connector, claims);
+        }
         let limits = &live.snapshot.mesh.limits;
         self.clusters.borrow().values().for_each(|c| c.sweep(limits));
         self.external.borrow().values().for_each(|(_, c)| c.sweep(limits));

@@ -2,9 +2,11 @@
 
 use super::{
     balancer::{Candidates, Load, Weights, chance, pick},
+    connect::Connector,
     endpoint::{Endpoint, InFlight},
     guard::{Availability, Guard, GuardKey, Guards, Why},
     hashing::{Table, unit},
+    health::{Checks, Claims, Setup},
     membership::{Census, Membership, own_share, slow_start},
 };
 use crate::{
@@ -21,7 +23,9 @@ use std::{
 };
 use weft_config::{
     identity::ServiceName,
-    snapshot::{AppProtocol, Balancer, Endpoint as Place, KeySource, Limits, Port, Traffic, hash64, mix},
+    snapshot::{
+        AppProtocol, Balancer, Endpoint as Place, KeySource, Limits, Port, Snapshot, Traffic, hash64, mix,
+    },
 };
 
 /// How long a count of who is well in which zone is good for. Those that are picked are looked at each time.
@@ -47,6 +51,7 @@ pub(crate) struct Cluster {
     /// What all workers know together: limits, breakers, budget, ejections.
     pub(crate) guard: Arc<Guard>,
     state: RefCell<State>,
+    checks: Checks,
     turn: Cell<usize>,
     /// When it was last counted who is well, and the share of calls that stays in the own zone since.
     counted: Cell<Option<(Instant, f64)>>,
@@ -96,6 +101,7 @@ impl Cluster {
             series,
             guard,
             state: RefCell::default(),
+            checks: Checks::default(),
             turn: Cell::new(0),
             counted: Cell::new(None),
         }
@@ -290,6 +296,29 @@ impl Cluster {
         let state = self.state.borrow();
         for endpoint in &state.endpoints {
             endpoint.sweep(&state.traffic.bounds, limits);
+        }
+    }
+
+    /// Keeps active health checks going, as far as no other worker does. Called about once a second.
+    pub(crate) fn check_health(&self, snapshot: &Snapshot, connector: &Connector, claims: &Arc<Claims>) {
+        let state = self.state.borrow();
+        let setup = state.traffic.health_check.as_ref().map(|check| {
+            let service = snapshot.service(&self.service);
+            let other = check.port.filter(|port| *port != self.port);
+            let asked = other.and_then(|port| service?.port(port));
+            Setup {
+                service: self.service.clone(),
+                port: other.unwrap_or(self.port),
+                declared: asked.map_or(state.protocol, |port| port.protocol),
+                elsewhere: other
+                    .map(|_| asked.map_or_else(|| Arc::new([]) as _, |port| port.endpoints.clone())),
+                check: check.clone(),
+                bounds: state.traffic.bounds.clone(),
+                limits: snapshot.mesh.limits.clone(),
+            }
+        });
+        if setup.is_some() || !self.checks.is_empty() {
+            self.checks.reconcile(setup, &state.endpoints, connector, &self.series, claims);
         }
     }
 

@@ -15,6 +15,7 @@ use weft_config::{
 };
 
 /// What a worker connects with.
+#[derive(Clone)]
 pub(crate) struct Connector {
     pub(crate) tls: Arc<Tls>,
     pub(crate) shard: Shard,

@@ -11,6 +11,7 @@ pub(crate) mod ejection;
 mod endpoint;
 pub(crate) mod guard;
 mod hashing;
+pub(crate) mod health;
 pub(crate) mod hedge;
 mod membership;
 mod outcome;

@@ -23,6 +23,7 @@ pub(super) fn collect(metrics: &Metrics) -> Vec<MetricFamily> {
     services(metrics, &mut out);
     queues(metrics, &mut out);
     guards(metrics, &mut out);
+    health(metrics, &mut out);
     retries(metrics, &mut out);
     errors(metrics, &mut out);
     denials(metrics, &mut out);
@@ -177,6 +178,27 @@ fn guards(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     ejections.done(out);
     ejected.done(out);
     budget.done(out);
+}
+
+fn health(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
+    let mut checks = Family::counter(
+        "weft_health_checks_total",
+        "Active health checks of a service's endpoints: ok, or why the endpoint was not found well.",
+    );
+    let mut healthy = Family::gauge(
+        "weft_healthy_endpoints",
+        "Endpoints of a service that are well by their active health checks, a number.",
+    );
+    for (name, series, _) in metrics.services.all() {
+        for (result, count) in series.health().results().filter(|(_, count)| *count > 0) {
+            checks.sample(&[("service", &*name), ("result", result.name())], count as f64);
+        }
+        if let Some(well) = series.health().well() {
+            healthy.sample(&[("service", &*name)], well as f64);
+        }
+    }
+    checks.done(out);
+    healthy.done(out);
 }
 
 fn retries(metrics: &Metrics, out: &mut Vec<MetricFamily>) {

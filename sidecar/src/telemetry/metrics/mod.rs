@@ -11,6 +11,7 @@
 mod admission;
 mod families;
 mod guarded;
+mod health;
 mod interned;
 mod labels;
 mod paths;
@@ -23,6 +24,7 @@ mod tests;
 pub(crate) use admission::{
     ConcurrencySeries, CopyResult, FaultKind, MirrorSeries, RateLimitSeries, Shed, Shown,
 };
+pub(crate) use health::{Health, HealthResult};
 pub(crate) use labels::{
     AttemptResult, BreakerPosition, BreakerScope, ConnectionState, Direction, EjectionCause, Hedged, Retry,
     RetryRefused,

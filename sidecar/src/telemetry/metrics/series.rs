@@ -1,6 +1,6 @@
 //! Series whose labels come from policy: requests per route and backend, and what is counted per service.
 
-use super::{AttemptResult, Direction, OTHER, guarded::Guarded, shard::Cell};
+use super::{AttemptResult, Direction, Health, OTHER, guarded::Guarded, shard::Cell};
 use std::{
     sync::{
         Arc, OnceLock,
@@ -182,6 +182,7 @@ pub(crate) struct ServiceSeries {
     queues: [Queue; 2],
     /// What the service's guards tell.
     pub(crate) guarded: Guarded,
+    health: Health,
 }
 
 /// Requests that wait for a connection to a service, over all workers.
@@ -252,6 +253,7 @@ impl ServiceSeries {
             endpoints: AtomicU64::new(0),
             queues: Default::default(),
             guarded: Guarded::default(),
+            health: Health::default(),
         }
     }
 
@@ -267,6 +269,11 @@ impl ServiceSeries {
             Direction::Inbound => inbound,
             Direction::Outbound => outbound,
         }
+    }
+
+    /// What active health checks found.
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
     }
 
     pub(super) fn attempt(&self, worker: usize, result: AttemptResult) {

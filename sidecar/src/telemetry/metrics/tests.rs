@@ -33,6 +33,8 @@ fn full() -> Arc<Metrics> {
         let service = metrics.service("shop/product");
         service.set_endpoints(3);
         assert!(service.queue(Direction::Outbound).enter(0).is_none());
+        service.health().begin(true);
+        service.health().count(HealthResult::Timeout);
         shard.attempt(&service, AttemptResult::Ok);
         shard.attempt(&service, AttemptResult::Failed(Kind::Connect));
         shard.tcp_bytes(&service, Direction::Outbound, 10, 20);
