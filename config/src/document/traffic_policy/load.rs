@@ -79,7 +79,7 @@ pub struct Concurrency {
     /// Calls that wait for their turn.
     pub queue: Option<ConcurrencyQueue>,
     /// What goes first when not all can. The first that matches a call holds; a call that none matches has priority
-    /// `50`.
+    /// `50`. Give health checks `100`: an application that is merely busy is then not taken for a dead one.
     #[serde(default)]
     #[schemars(length(max = 32))]
     pub priorities: Vec<Priority>,

@@ -46,11 +46,6 @@ pub(crate) enum Shed {
 
 impl Shed {
     const NAMES: [&str; 3] = ["queue_full", "timeout", "displaced"];
-
-    /// The label value.
-    pub(crate) const fn name(self) -> &'static str {
-        Self::NAMES[self as usize]
-    }
 }
 
 /// What a concurrency limiter shows: its limit if it has one, calls in flight, calls in the queue.
