@@ -311,6 +311,35 @@ fn status_of_a_directory_that_nobody_runs_is_what_its_files_say() {
 }
 
 #[test]
+fn status_names_who_calls_what_is_going_away() {
+    use weft_control_plane::status::{Deprecated, DeprecatedCaller, Status};
+    const OLD: &str = "\
+apiVersion: weft.mesh/v1alpha1
+kind: TrafficPolicy
+metadata: { name: old, namespace: shop }
+spec:
+  targetRefs: [{ kind: Service, name: product }]
+  deprecation: { since: 2026-01-31, sunset: 2026-12-31 }
+";
+    let shop = directory(&[("workloads.yaml", WORKLOADS), ("old.yaml", OLD)]);
+    let run = weft_in(shop.path(), &["status", ".", "--deprecated"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(run.out.contains("Service shop/product  2026-01-31  2026-12-31  -"), "{}", run.out);
+
+    let mut status = Status::default();
+    let caller =
+        DeprecatedCaller { identity: "spiffe://x/ns/shop/sa/cart".into(), calls: 7, ..Default::default() };
+    status.deprecated =
+        vec![Deprecated { of: "Service shop/product".into(), callers: vec![caller], ..Default::default() }];
+    let address = control_plane(serde_json::to_string(&status).expect("JSON"));
+    let run = weft_in(shop.path(), &["status", "--deprecated", "--mesh", &address]);
+    assert!(run.out.contains("spiffe://x/ns/shop/sa/cart"), "{}{}", run.out, run.err);
+    let json = weft_in(shop.path(), &["status", "--deprecated", "--json", "--mesh", &address]);
+    let told: Vec<Deprecated> = serde_json::from_str(&json.out).expect("JSON");
+    assert_eq!(told, status.deprecated);
+}
+
+#[test]
 fn a_server_that_is_no_control_plane_is_named() {
     let address = control_plane("<html>".to_owned());
     let home = directory(&[]);
