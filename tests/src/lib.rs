@@ -12,6 +12,7 @@ pub mod pki;
 pub mod processes;
 pub mod raw;
 pub mod scripted;
+pub mod stage;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};

@@ -224,6 +224,12 @@ impl Beside {
         self
     }
 
+    /// In another namespace than the usual.
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        self.namespace = namespace.to_owned();
+        self
+    }
+
     /// Calls to service port `port` go to `address`.
     pub fn app(mut self, port: u16, address: SocketAddr) -> Self {
         self.apps.push((port, address));

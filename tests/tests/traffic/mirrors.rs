@@ -1,0 +1,214 @@
+//! Copies of requests for other backends, and that they are nobody's problem.
+
+use crate::{grpc, grpc_app, grpc_status};
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use weft_tests::{
+    Backend, Body, PATIENCE, eventually, full,
+    stage::{Instance, Stage, route},
+};
+
+/// What an application was sent: target, headers and body.
+type Seen = Arc<Mutex<Vec<(String, http::HeaderMap, Bytes)>>>;
+
+/// An application that keeps what it is sent.
+async fn keeping(text: &'static str) -> (Backend, Seen) {
+    let seen = Seen::default();
+    let keep = seen.clone();
+    let app = Backend::http(move |request| {
+        let keep = keep.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await?.to_bytes();
+            keep.lock().unwrap().push((head.uri.to_string(), head.headers, body));
+            Ok(http::Response::new(full(text)))
+        }
+    });
+    (app.await, seen)
+}
+
+/// A route of product with mirrors.
+fn mirrored(mirrors: &[&str]) -> String {
+    let filters: Vec<_> =
+        mirrors.iter().map(|to| format!("{{ type: RequestMirror, requestMirror: {to} }}")).collect();
+    let rule = format!("{{ filters: [{}], backendRefs: [{{ name: product, port: 8080 }}] }}", filters.join(", "));
+    route("HTTPRoute", "product", &[&rule])
+}
+
+async fn count(what: &str, seen: &Seen, count: usize) {
+    eventually(&format!("{count} copies at {what}"), PATIENCE, || async {
+        (seen.lock().unwrap().len() == count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_the_request_and_says_that_it_is_one() {
+    let (product, original) = keeping("answer").await;
+    let (shadow, copies) = keeping("ignored").await;
+    let policy = mirrored(&["{ backendRef: { name: shadow, port: 8080 } }"]);
+    let stage = Stage::set(&policy, [Instance::new("product", product), Instance::new("shadow", shadow)]).await;
+    let request = Request::post("http://product:8080/orders?x=1").header("x-user", "ann");
+    let answer = stage.client.call(request.body(full("one order")).unwrap()).await;
+    assert_eq!(answer.text(), "answer");
+    count("shadow", &copies, 1).await;
+    let (original, copy) = (original.lock().unwrap()[0].clone(), copies.lock().unwrap()[0].clone());
+    assert_eq!(copy.0, "/orders?x=1");
+    assert_eq!(copy.2, "one order");
+    assert_eq!(copy.1["weft-mirror"], "1");
+    assert!(!original.1.contains_key("weft-mirror"), "{:?}", original.1);
+    for name in ["host", "x-user"] {
+        assert_eq!(copy.1[name], original.1[name], "{name}");
+    }
+    let metrics = stage.caller.metrics().await;
+    assert_eq!(metrics.sum("weft_mirrored_total", &["result=\"ok\""]), 1.0, "{}", metrics.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_mirrors_each_get_their_share() {
+    let (product, originals) = keeping("answer").await;
+    let (all, half, third) = (keeping("").await, keeping("").await, keeping("").await);
+    let policy = mirrored(&[
+        "{ backendRef: { name: all, port: 8080 } }",
+        "{ backendRef: { name: half, port: 8080 }, percent: 50 }",
+        "{ backendRef: { name: third, port: 8080 }, fraction: { numerator: 1, denominator: 3 } }",
+    ]);
+    let instances = [("product", product), ("all", all.0), ("half", half.0), ("third", third.0)];
+    let stage = Stage::set(&policy, instances.map(|(name, app)| Instance::new(name, app))).await;
+    for n in 0..400 {
+        assert_eq!(stage.client.get(&format!("http://product:8080/{n}")).await.text(), "answer");
+    }
+    assert_eq!(originals.lock().unwrap().len(), 400);
+    count("all", &all.1, 400).await;
+    eventually("every copy is through", PATIENCE, || async {
+        let done = stage.caller.metrics().await.sum("weft_mirrored_total", &["result=\"ok\""]);
+        let there = [&all.1, &half.1, &third.1].map(|seen| seen.lock().unwrap().len()).iter().sum::<usize>();
+        (done == there as f64).then_some(())
+    })
+    .await;
+    // Binomial with n = 400: five standard deviations.
+    let (half, third) = (half.1.lock().unwrap().len(), third.1.lock().unwrap().len());
+    assert!((150..=250).contains(&half), "{half}");
+    assert!((86..=181).contains(&third), "{third}");
+}
+
+/// A body of so many chunks of 4 KiB, each different.
+fn chunks(count: u8) -> (Body, Bytes) {
+    let chunk = |n: u8| Bytes::from(vec![b'a' + n % 26; 4096]);
+    let whole: Vec<u8> = (0..count).flat_map(chunk).collect();
+    let frames = futures_util::stream::iter((0..count).map(move |n| Ok(Frame::data(chunk(n)))));
+    (StreamBody::new(frames).boxed_unsync(), whole.into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streamed_bodies_arrive_whole_at_every_mirror() {
+    let (product, originals) = keeping("answer").await;
+    let (one, two) = (keeping("").await, keeping("").await);
+    let policy = mirrored(&[
+        "{ backendRef: { name: one, port: 8080 } }",
+        "{ backendRef: { name: two, port: 8080 } }",
+    ]);
+    let instances = [("product", product), ("one", one.0), ("two", two.0)];
+    let stage = Stage::set(&policy, instances.map(|(name, app)| Instance::new(name, app))).await;
+    for _ in 0..5 {
+        let (body, whole) = chunks(48);
+        let request = Request::post("http://product:8080/upload").body(body).unwrap();
+        assert_eq!(stage.client.call(request).await.text(), "answer");
+        for (name, seen) in [("product", &originals), ("one", &one.1), ("two", &two.1)] {
+            count(name, seen, 1).await;
+            let (_, _, body) = seen.lock().unwrap().remove(0);
+            assert!(body == whole, "{} of {} bytes at {name}", body.len(), whole.len());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mirrors_that_hang_fail_or_are_not_there_are_nobodys_problem() {
+    let (product, originals) = keeping("answer").await;
+    let hanging = Backend::http(|_| async {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        Ok(http::Response::new(full("")))
+    });
+    let deaf = Backend::tcp(|stream| async move {
+        // Reads nothing, says nothing.
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        drop(stream);
+    });
+    let failing = Backend::http(|_| async {
+        Ok(http::Response::builder().status(500).body(full("no")).unwrap())
+    });
+    let breaking = Backend::tcp(|stream| async move { drop(stream) });
+    let names = ["hanging", "deaf", "failing", "breaking", "absent"];
+    let mirrors = names.map(|name| format!("{{ backendRef: {{ name: {name}, port: 8080 }} }}"));
+    let policy = mirrored(&mirrors.each_ref().map(|mirror| &**mirror))
+        + &weft_tests::mesh::serving("absent", 8080, "http");
+    let instances = [
+        Instance::new("product", product),
+        Instance::new("hanging", hanging.await),
+        Instance::new("deaf", deaf.await),
+        Instance::new("failing", failing.await),
+        Instance::new("breaking", breaking.await),
+    ];
+    let stage = Stage::set(&policy, instances).await;
+    // More than a hundred: also when there is no room for copies any more.
+    for n in 0..150 {
+        // Larger than what waits for a mirror that does not read.
+        let (body, whole) = chunks(if n % 10 == 0 { 250 } else { 1 });
+        let request = Request::post("http://product:8080/").body(body).unwrap();
+        let answer = stage.client.call(request).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, "answer"), "call {n}");
+        assert!(originals.lock().unwrap().pop().unwrap().2 == whole, "call {n}");
+    }
+    let metrics = stage.caller.metrics().await;
+    let copies = |backend: &str, result: &str| {
+        metrics.sum("weft_mirrored_total", &[&format!("backend=\"{backend}\""), &format!("result=\"{result}\"")])
+    };
+    assert!(copies("shop/failing:8080", "failed") > 0.0, "{}", metrics.0);
+    assert!(copies("shop/breaking:8080", "failed") > 0.0, "{}", metrics.0);
+    assert!(copies("shop/absent:8080", "failed") > 0.0, "{}", metrics.0);
+    assert!(metrics.sum("weft_mirrored_total", &["result=\"dropped\""]) > 0.0, "{}", metrics.0);
+    let requests = ["direction=\"outbound\"", "service=\"shop/product\"", "status=\"200\""];
+    assert_eq!(metrics.sum("weft_requests_total", &requests), 150.0, "copies are not requests: {}", metrics.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_of_one_backend_copies_only_what_that_backend_gets() {
+    let (old, old_seen) = keeping("old").await;
+    let (new, new_seen) = keeping("new").await;
+    let (shadow, copies) = keeping("").await;
+    let rule = "{ backendRefs: [\
+                  { name: old, port: 8080 }, \
+                  { name: new, port: 8080, filters: [{ type: RequestMirror, requestMirror: { backendRef: { name: shadow, port: 8080 } } }] }] }";
+    let policy = route("HTTPRoute", "product", &[rule]) + &weft_tests::mesh::serving("product", 8080, "http");
+    let instances = [("old", old), ("new", new), ("shadow", shadow)];
+    let stage = Stage::set(&policy, instances.map(|(name, app)| Instance::new(name, app))).await;
+    for _ in 0..40 {
+        stage.client.get("http://product:8080/").await;
+    }
+    let (old, new) = (old_seen.lock().unwrap().len(), new_seen.lock().unwrap().len());
+    assert!(old > 0 && new > 0 && old + new == 40, "{old} {new}");
+    count("shadow", &copies, new).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_calls_are_copied_too() {
+    let (shadow, copies) = keeping("").await;
+    let rule = "{ filters: [{ type: RequestMirror, requestMirror: { backendRef: { name: shadow, port: 50051 } } }], \
+                backendRefs: [{ name: stock, port: 50051 }] }";
+    let policy = route("GRPCRoute", "stock", &[rule]);
+    let instances =
+        [Instance::new("stock", grpc_app("stock").await).grpc(), Instance::new("shadow", shadow).grpc()];
+    let stage = Stage::set(&policy, instances).await;
+    let answer = stage.client.call_http2(grpc("http://stock:50051/shop.Stock/Get", &[])).await;
+    assert_eq!((grpc_status(&answer), answer.header("x-who")), ("0", "stock"));
+    count("shadow", &copies, 1).await;
+    let (target, headers, body) = copies.lock().unwrap()[0].clone();
+    assert!(target.ends_with("/shop.Stock/Get"), "{target}");
+    assert_eq!((headers["weft-mirror"].as_bytes(), body.len()), (&b"1"[..], 5));
+}
