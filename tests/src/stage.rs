@@ -96,11 +96,7 @@ impl Stage {
     }
 
     /// The same for a caller that says more of itself; its Workload must be called `caller`.
-    pub async fn set_for(
-        caller: &str,
-        policy: &str,
-        instances: impl IntoIterator<Item = Instance>,
-    ) -> Self {
+    pub async fn set_for(caller: &str, policy: &str, instances: impl IntoIterator<Item = Instance>) -> Self {
         let instances: Vec<Instance> = instances.into_iter().collect();
         let documents: String = instances.iter().map(Instance::document).collect();
         let mesh = Mesh::start(&(documents + caller + policy)).await;

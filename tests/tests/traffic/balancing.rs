@@ -100,7 +100,10 @@ fn versions() -> impl Future<Output = [Instance; 3]> {
     async {
         [
             Instance::new("p1", Backend::text("v1").await).of("product").label("version", "v1"),
-            Instance::new("p2", Backend::text("v2").await).of("product").label("version", "v2").label("tier", "gold"),
+            Instance::new("p2", Backend::text("v2").await)
+                .of("product")
+                .label("version", "v2")
+                .label("tier", "gold"),
             Instance::new("p3", Backend::text("v2 too").await).of("product").label("version", "v2"),
         ]
     }
@@ -145,7 +148,8 @@ async fn a_rule_can_have_a_subset_of_its_own() {
         let target = "{ kind: HTTPRoute, name: product, sectionName: beta }";
         traffic_policy("beta", target, &[&format!("loadBalancer: {{ subset: {{ labels: {labels} }} }}")])
     };
-    let stage = Stage::set(&(routes + &balanced("{ subset: { labels: { version: v1 } } }")), versions().await).await;
+    let stage =
+        Stage::set(&(routes + &balanced("{ subset: { labels: { version: v1 } } }")), versions().await).await;
     stage.change("beta.yaml", &on_rule("{ version: v2, tier: gold }")).await;
     for _ in 0..20 {
         assert_eq!(stage.client.get(URL).await.text(), "v1");

@@ -22,7 +22,8 @@ async fn shop(cors: &str) -> Shop {
     let app = Backend::http(move |_| {
         counter.fetch_add(1, SeqCst);
         async {
-            let response = http::Response::builder().header("access-control-allow-origin", "https://of.the.app");
+            let response =
+                http::Response::builder().header("access-control-allow-origin", "https://of.the.app");
             Ok(response.header("x-total", "42").body(full("goods"))?)
         }
     });
@@ -75,9 +76,18 @@ async fn preflights_are_answered_for_the_application() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn origins_that_may_not_call_get_no_cors_fields() {
     let shop = shop(STRICT).await;
-    for origin in ["https://evil.example", "http://shop.example", "https://partner.example", "https://shop.example.evil"] {
+    for origin in [
+        "https://evil.example",
+        "http://shop.example",
+        "https://partner.example",
+        "https://shop.example.evil",
+    ] {
         let answer = shop.preflight(origin, "GET").await;
-        assert_eq!((answer.status.as_u16(), answer.header("access-control-allow-origin")), (204, ""), "{origin}");
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("access-control-allow-origin")),
+            (204, ""),
+            "{origin}"
+        );
         assert_eq!(answer.header("access-control-allow-methods"), "", "{origin}");
         let answer = shop.call(Method::GET, &[("origin", origin)]).await;
         assert_eq!((answer.status.as_u16(), answer.text()), (200, "goods"), "the browser is who stops it");
@@ -103,7 +113,10 @@ async fn actual_requests_are_allowed_with_credentials_and_what_may_be_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_star_lets_everybody_in_and_defaults_are_those_of_the_gateway_api() {
-    let shop = shop("{ allowOrigins: [\"*\"], allowMethods: [\"*\"], allowHeaders: [\"*\"], exposeHeaders: [\"*\"] }").await;
+    let shop = shop(
+        "{ allowOrigins: [\"*\"], allowMethods: [\"*\"], allowHeaders: [\"*\"], exposeHeaders: [\"*\"] }",
+    )
+    .await;
     let answer = shop.preflight("https://anybody.example", "DELETE").await;
     assert_eq!(answer.header("access-control-allow-origin"), "*");
     assert_eq!(answer.header("access-control-allow-methods"), "DELETE");
@@ -113,4 +126,15 @@ async fn a_star_lets_everybody_in_and_defaults_are_those_of_the_gateway_api() {
     let answer = shop.call(Method::GET, &[("origin", "https://anybody.example")]).await;
     assert_eq!(answer.header("access-control-allow-origin"), "*");
     assert_eq!(answer.header("access-control-expose-headers"), "*");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cookies_without_credentials_allowed_get_no_cors_fields() {
+    let shop = shop("{ allowOrigins: [\"https://shop.example\"] }").await;
+    let origin = ("origin", "https://shop.example");
+    let answer = shop.call(Method::GET, &[origin]).await;
+    assert_eq!(answer.header("access-control-allow-origin"), "https://shop.example");
+    assert_eq!(answer.header("access-control-allow-credentials"), "");
+    let answer = shop.call(Method::GET, &[origin, ("cookie", "id=1")]).await;
+    assert_eq!((answer.text(), answer.header("access-control-allow-origin")), ("goods", ""));
 }

@@ -28,7 +28,11 @@ async fn answers_say_since_when_until_when_and_where_to_read_on() {
     assert_eq!(old.text(), "goods");
     assert_eq!(old.header("deprecation"), "@1769817600");
     assert_eq!(old.header("sunset"), "Thu, 31 Dec 2026 00:00:00 GMT");
-    assert!(old.header("link").contains("<https://docs.example.com/v2>; rel=\"deprecation\""), "{:?}", old.headers);
+    assert!(
+        old.header("link").contains("<https://docs.example.com/v2>; rel=\"deprecation\""),
+        "{:?}",
+        old.headers
+    );
     let new = stage.client.get("http://product:8080/v2/products").await;
     for name in ["deprecation", "sunset", "link"] {
         assert_eq!(new.header(name), "", "{name}");
@@ -59,6 +63,7 @@ async fn status_names_the_exact_callers_with_their_counts() {
     assert_eq!((old.of.as_str(), old.policy.as_str()), ("HTTPRoute shop/product#v1", "shop/old"));
     assert_eq!((old.since.as_str(), old.sunset.as_str()), ("2026-01-31", "2026-12-31"));
     assert_eq!(old.link, "https://docs.example.com/v2");
-    let callers: Vec<_> = old.callers.iter().map(|c| (c.identity.clone(), c.workload.as_str(), c.calls)).collect();
+    let callers: Vec<_> =
+        old.callers.iter().map(|c| (c.identity.clone(), c.workload.as_str(), c.calls)).collect();
     assert_eq!(callers, [(of("checkout"), "checkout", 7), (of("caller"), "caller", 3)]);
 }

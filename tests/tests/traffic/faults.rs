@@ -31,8 +31,11 @@ async fn faulty(list: &[&str]) -> (Stage, Arc<AtomicUsize>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delay_holds_up_only_the_calls_it_is_for() {
-    let (stage, reached) =
-        faulty(&["{ delay: 400ms, headers: [{ name: x-fault, value: slow }] }", "{ percent: 0, delay: 60s }"]).await;
+    let (stage, reached) = faulty(&[
+        "{ delay: 400ms, headers: [{ name: x-fault, value: slow }] }",
+        "{ percent: 0, delay: 60s }",
+    ])
+    .await;
     let begun = Instant::now();
     assert_eq!(stage.client.get_with(URL, &[("x-fault", "slow")]).await.text(), "fine");
     assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
@@ -84,7 +87,8 @@ async fn grpc_calls_fail_with_the_grpc_status_that_policy_names() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_closes_an_http1_connection_without_an_answer() {
-    let (stage, reached) = faulty(&["{ headers: [{ name: x-fault, value: reset }], abort: { reset: true } }"]).await;
+    let (stage, reached) =
+        faulty(&["{ headers: [{ name: x-fault, value: reset }], abort: { reset: true } }"]).await;
     let request = "GET http://product:8080/ HTTP/1.1\r\nhost: product:8080\r\nx-fault: reset\r\n\r\n";
     assert_eq!(raw::exchange(stage.caller.outbound(), request).await, "", "not a byte, and the end");
     let request = http::Request::get(URL).header("x-fault", "reset").body(empty()).unwrap();
@@ -97,7 +101,8 @@ async fn a_reset_closes_an_http1_connection_without_an_answer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_ends_one_http2_stream_and_no_other() {
-    let (stage, _) = faulty(&["{ headers: [{ name: x-fault, value: reset }], abort: { reset: true } }"]).await;
+    let (stage, _) =
+        faulty(&["{ headers: [{ name: x-fault, value: reset }], abort: { reset: true } }"]).await;
     let mut connection = Client::new(stage.caller.outbound()).http2().await.unwrap();
     for fault in ["none", "reset", "none", "reset", "none"] {
         let request = http::Request::get(URL).header("x-fault", fault).body(empty()).unwrap();
@@ -115,7 +120,8 @@ async fn a_reset_ends_one_http2_stream_and_no_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_fault_hits_its_share_of_calls() {
-    let (stage, reached) = faulty(&["{ percent: 30, abort: { status: 418 } }", "{ percent: 20, abort: { status: 410 } }"]).await;
+    let (stage, reached) =
+        faulty(&["{ percent: 30, abort: { status: 418 } }", "{ percent: 20, abort: { status: 410 } }"]).await;
     let mut hits = [0, 0, 0];
     for _ in 0..1000 {
         match stage.client.get(URL).await.status.as_u16() {

@@ -73,7 +73,11 @@ async fn a_limit_on_a_service_holds_for_all_callers_together_and_is_told_to_them
         let wait: u64 = answer.header("retry-after").parse().unwrap();
         assert!((1100..=1200).contains(&wait), "a third of an hour, less what has passed: {wait}");
     }
-    assert_eq!(reached.load(SeqCst), 3, "what is refused does not reach the application, and is not tried again");
+    assert_eq!(
+        reached.load(SeqCst),
+        3,
+        "what is refused does not reach the application, and is not tried again"
+    );
     let served = stage.beside("product").metrics().await;
     assert_eq!(served.sum("weft_rate_limited_total", &["limit=\"shop/limits/all\""]), 2.0, "{}", served.0);
     let errors = stage.caller.metrics().await;
@@ -149,7 +153,11 @@ async fn changed_numbers_find_what_was_taken() {
     stage.change("limits.yaml", &policy(4)).await;
     assert_eq!(statuses(&stage.client, &[], 5).await, [200, 200, 200, 200, 429]);
     stage.change("limits.yaml", &policy(7)).await;
-    assert_eq!(statuses(&stage.client, &[], 4).await, [200, 200, 200, 429], "four of the seven were taken before");
+    assert_eq!(
+        statuses(&stage.client, &[], 4).await,
+        [200, 200, 200, 429],
+        "four of the seven were taken before"
+    );
     stage.change("limits.yaml", &policy(5)).await;
     assert_eq!(statuses(&stage.client, &[], 1).await, [429]);
 }

@@ -16,7 +16,7 @@ mod table;
 mod zones;
 
 use http::Request;
-use weft_tests::{Answer, Body, Client, full, soon};
+use weft_tests::{Answer, Body, Client, full};
 
 /// The URL that most tests call.
 const URL: &str = "http://product:8080/";
@@ -30,11 +30,20 @@ fn grpc(uri: &str, headers: &[(&str, &str)]) -> Request<Body> {
     request.body(full(&b"\0\0\0\0\0"[..])).unwrap()
 }
 
-/// An application that answers every gRPC call with OK, one empty message and `x-who`.
+/// An application that answers every gRPC call with OK and one empty message, says who it is in `x-who`, and in `x-told`
+/// what it was told in fields of one letter.
 async fn grpc_app(who: &'static str) -> weft_tests::Backend {
     weft_tests::Backend::http(move |request| async move {
         use http_body_util::BodyExt;
-        request.into_body().collect().await?;
+        let (head, body) = request.into_parts();
+        body.collect().await?;
+        let told = head
+            .headers
+            .iter()
+            .filter(|(name, _)| name.as_str().starts_with("x-") && name.as_str().len() == 3);
+        let mut told: Vec<_> =
+            told.map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+        told.sort();
         let trailers = async {
             let mut trailers = http::HeaderMap::new();
             trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
@@ -42,7 +51,8 @@ async fn grpc_app(who: &'static str) -> weft_tests::Backend {
         };
         let body = full(&b"\0\0\0\0\0"[..]).with_trailers(trailers).boxed_unsync();
         let response = http::Response::builder().header("content-type", "application/grpc");
-        Ok(response.header("x-who", who).body(body)?)
+        let response = response.header("x-who", who).header("x-told", told.join(" "));
+        Ok(response.header("x-extra", "from the application").body(body)?)
     })
     .await
 }

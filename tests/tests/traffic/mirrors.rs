@@ -37,7 +37,8 @@ async fn keeping(text: &'static str) -> (Backend, Seen) {
 fn mirrored(mirrors: &[&str]) -> String {
     let filters: Vec<_> =
         mirrors.iter().map(|to| format!("{{ type: RequestMirror, requestMirror: {to} }}")).collect();
-    let rule = format!("{{ filters: [{}], backendRefs: [{{ name: product, port: 8080 }}] }}", filters.join(", "));
+    let rule =
+        format!("{{ filters: [{}], backendRefs: [{{ name: product, port: 8080 }}] }}", filters.join(", "));
     route("HTTPRoute", "product", &[&rule])
 }
 
@@ -53,7 +54,8 @@ async fn a_copy_is_the_request_and_says_that_it_is_one() {
     let (product, original) = keeping("answer").await;
     let (shadow, copies) = keeping("ignored").await;
     let policy = mirrored(&["{ backendRef: { name: shadow, port: 8080 } }"]);
-    let stage = Stage::set(&policy, [Instance::new("product", product), Instance::new("shadow", shadow)]).await;
+    let stage =
+        Stage::set(&policy, [Instance::new("product", product), Instance::new("shadow", shadow)]).await;
     let request = Request::post("http://product:8080/orders?x=1").header("x-user", "ann");
     let answer = stage.client.call(request.body(full("one order")).unwrap()).await;
     assert_eq!(answer.text(), "answer");
@@ -110,10 +112,8 @@ fn chunks(count: u8) -> (Body, Bytes) {
 async fn streamed_bodies_arrive_whole_at_every_mirror() {
     let (product, originals) = keeping("answer").await;
     let (one, two) = (keeping("").await, keeping("").await);
-    let policy = mirrored(&[
-        "{ backendRef: { name: one, port: 8080 } }",
-        "{ backendRef: { name: two, port: 8080 } }",
-    ]);
+    let policy =
+        mirrored(&["{ backendRef: { name: one, port: 8080 } }", "{ backendRef: { name: two, port: 8080 } }"]);
     let instances = [("product", product), ("one", one.0), ("two", two.0)];
     let stage = Stage::set(&policy, instances.map(|(name, app)| Instance::new(name, app))).await;
     for _ in 0..5 {
@@ -140,9 +140,8 @@ async fn mirrors_that_hang_fail_or_are_not_there_are_nobodys_problem() {
         tokio::time::sleep(Duration::from_secs(600)).await;
         drop(stream);
     });
-    let failing = Backend::http(|_| async {
-        Ok(http::Response::builder().status(500).body(full("no")).unwrap())
-    });
+    let failing =
+        Backend::http(|_| async { Ok(http::Response::builder().status(500).body(full("no")).unwrap()) });
     let breaking = Backend::tcp(|stream| async move { drop(stream) });
     let names = ["hanging", "deaf", "failing", "breaking", "absent"];
     let mirrors = names.map(|name| format!("{{ backendRef: {{ name: {name}, port: 8080 }} }}"));
@@ -167,14 +166,20 @@ async fn mirrors_that_hang_fail_or_are_not_there_are_nobodys_problem() {
     }
     let metrics = stage.caller.metrics().await;
     let copies = |backend: &str, result: &str| {
-        metrics.sum("weft_mirrored_total", &[&format!("backend=\"{backend}\""), &format!("result=\"{result}\"")])
+        metrics
+            .sum("weft_mirrored_total", &[&format!("backend=\"{backend}\""), &format!("result=\"{result}\"")])
     };
     assert!(copies("shop/failing:8080", "failed") > 0.0, "{}", metrics.0);
     assert!(copies("shop/breaking:8080", "failed") > 0.0, "{}", metrics.0);
     assert!(copies("shop/absent:8080", "failed") > 0.0, "{}", metrics.0);
     assert!(metrics.sum("weft_mirrored_total", &["result=\"dropped\""]) > 0.0, "{}", metrics.0);
     let requests = ["direction=\"outbound\"", "service=\"shop/product\"", "status=\"200\""];
-    assert_eq!(metrics.sum("weft_requests_total", &requests), 150.0, "copies are not requests: {}", metrics.0);
+    assert_eq!(
+        metrics.sum("weft_requests_total", &requests),
+        150.0,
+        "copies are not requests: {}",
+        metrics.0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -198,17 +203,36 @@ async fn a_mirror_of_one_backend_copies_only_what_that_backend_gets() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn grpc_calls_are_copied_too() {
-    let (shadow, copies) = keeping("").await;
-    let rule = "{ filters: [{ type: RequestMirror, requestMirror: { backendRef: { name: shadow, port: 50051 } } }], \
-                backendRefs: [{ name: stock, port: 50051 }] }";
-    let policy = route("GRPCRoute", "stock", &[rule]);
-    let instances =
-        [Instance::new("stock", grpc_app("stock").await).grpc(), Instance::new("shadow", shadow).grpc()];
-    let stage = Stage::set(&policy, instances).await;
-    let answer = stage.client.call_http2(grpc("http://stock:50051/shop.Stock/Get", &[])).await;
-    assert_eq!((grpc_status(&answer), answer.header("x-who")), ("0", "stock"));
-    count("shadow", &copies, 1).await;
-    let (target, headers, body) = copies.lock().unwrap()[0].clone();
+    let names = ["all", "half", "third", "one"];
+    let (mut seen, mut instances) =
+        (Vec::new(), vec![Instance::new("stock", grpc_app("stock").await).grpc()]);
+    for name in names {
+        let (app, copies) = keeping("").await;
+        seen.push(copies);
+        instances.push(Instance::new(name, app).grpc());
+    }
+    let mirror = |to: &str, more: &str| {
+        format!(
+            "{{ type: RequestMirror, requestMirror: {{ backendRef: {{ name: {to}, port: 50051 }}{more} }} }}"
+        )
+    };
+    let rule = format!(
+        "{{ filters: [{}, {}, {}], backendRefs: [{{ name: stock, port: 50051, filters: [{}] }}] }}",
+        mirror("all", ""),
+        mirror("half", ", percent: 50"),
+        mirror("third", ", fraction: { numerator: 1, denominator: 3 }"),
+        mirror("one", ""),
+    );
+    let stage = Stage::set(&route("GRPCRoute", "stock", &[&rule]), instances).await;
+    for _ in 0..60 {
+        let answer = stage.client.call_http2(grpc("http://stock:50051/shop.Stock/Get", &[])).await;
+        assert_eq!((grpc_status(&answer), answer.header("x-who")), ("0", "stock"));
+    }
+    count("all", &seen[0], 60).await;
+    count("the backend's own", &seen[3], 60).await;
+    let (half, third) = (seen[1].lock().unwrap().len(), seen[2].lock().unwrap().len());
+    assert!((8..60).contains(&half) && (2..=38).contains(&third), "{half} {third}");
+    let (target, headers, body) = seen[0].lock().unwrap()[0].clone();
     assert!(target.ends_with("/shop.Stock/Get"), "{target}");
     assert_eq!((headers["weft-mirror"].as_bytes(), body.len()), (&b"1"[..], 5));
 }

@@ -70,7 +70,10 @@ async fn a_session_survives_changes_of_policy() {
     let stage = three("{ sessionName: cart }").await;
     let first = stage.client.get(URL).await;
     let pair = cookie(&first).1.to_owned();
-    for more in ["timeouts: { request: 9s }, ", "filters: [{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: x-a, value: b }] } }], "] {
+    for more in [
+        "timeouts: { request: 9s }, ",
+        "filters: [{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: x-a, value: b }] } }], ",
+    ] {
         stage.change("route.yaml", &persistent("{ sessionName: cart }", more)).await;
         for _ in 0..10 {
             let again = stage.client.get_with(URL, &[("cookie", &pair)]).await;
@@ -116,7 +119,10 @@ async fn sessions_without_a_name_get_one_and_permanent_cookies_their_age() {
         three("{ type: Cookie, absoluteTimeout: 1h, cookieConfig: { lifetimeType: Permanent } }").await;
     let first = stage.client.get(URL).await;
     let (field, pair) = cookie(&first);
-    assert!(pair.split_once('=').is_some_and(|(name, value)| !name.is_empty() && !value.is_empty()), "{field}");
+    assert!(
+        pair.split_once('=').is_some_and(|(name, value)| !name.is_empty() && !value.is_empty()),
+        "{field}"
+    );
     assert!(field.contains("; Max-Age=3600"), "{field}");
     let again = stage.client.get_with(URL, &[("cookie", pair)]).await;
     assert_eq!((again.text(), again.header("set-cookie")), (first.text(), ""));
@@ -125,10 +131,16 @@ async fn sessions_without_a_name_get_one_and_permanent_cookies_their_age() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_ends_by_age_and_by_idleness() {
     let stage = three("{ sessionName: unused }").await;
-    let lifetimes = [("age", "{ absoluteTimeout: 1s }"), ("idle", "{ idleTimeout: 1s }"), ("lasting", "{ idleTimeout: 1h, absoluteTimeout: 2h }")];
+    let lifetimes = [
+        ("age", "{ absoluteTimeout: 1s }"),
+        ("idle", "{ idleTimeout: 1s }"),
+        ("lasting", "{ idleTimeout: 1h, absoluteTimeout: 2h }"),
+    ];
     let rules = lifetimes.map(|(name, session)| {
         let matched = format!("name: {name}, matches: [{{ path: {{ value: /{name} }} }}]");
-        format!("{{ {matched}, sessionPersistence: {session}, backendRefs: [{{ name: product, port: 8080 }}] }}")
+        format!(
+            "{{ {matched}, sessionPersistence: {session}, backendRefs: [{{ name: product, port: 8080 }}] }}"
+        )
     });
     stage.change("route.yaml", &route("HTTPRoute", "product", &rules.each_ref().map(|rule| &**rule))).await;
     let mut begun = Vec::new();
@@ -194,10 +206,8 @@ async fn grpc_routes_keep_sessions_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_stays_with_its_backend_of_a_split() {
-    let instances = [
-        Instance::new("a", Backend::text("a").await),
-        Instance::new("b", Backend::text("b").await),
-    ];
+    let instances =
+        [Instance::new("a", Backend::text("a").await), Instance::new("b", Backend::text("b").await)];
     let rule = "{ sessionPersistence: { sessionName: side }, backendRefs: [{ name: a, port: 8080 }, { name: b, port: 8080 }] }";
     let policy = route("HTTPRoute", "product", &[rule]) + &weft_tests::mesh::serving("product", 8080, "http");
     let stage = Stage::set(&policy, instances).await;

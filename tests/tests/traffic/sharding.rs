@@ -10,7 +10,9 @@ use weft_tests::{
 const ORDERS: &str = "http://orders:8080/";
 
 fn sharded(shards: &str, more: &str) -> String {
-    let sharding = format!("sharding: {{ key: [{{ header: x-customer }}, {{ query: customer }}], shards: [{shards}]{more} }}");
+    let sharding = format!(
+        "sharding: {{ key: [{{ header: x-customer }}, {{ query: customer }}], shards: [{shards}]{more} }}"
+    );
     traffic_policy("shards", "{ kind: Service, name: orders }", &[&sharding])
 }
 
@@ -22,7 +24,9 @@ async fn orders() -> Stage {
         Instance::new("three", Backend::text("three").await),
     ];
     let stage = Stage::set(&serving("orders", 8080, "http"), instances).await;
-    stage.change("shards.yaml", &sharded("{ service: one }, { service: two, pinned: [acme, berg] }", "")).await;
+    stage
+        .change("shards.yaml", &sharded("{ service: one }, { service: two, pinned: [acme, berg] }", ""))
+        .await;
     stage
 }
 

@@ -23,10 +23,8 @@ async fn split(keys: &str) -> Stage {
     let policy = serving("product", 8080, "http")
         + &traffic_policy("sticky", "{ kind: Service, name: product }", &[&format!("sessionKey: {keys}")])
         + &calling("other");
-    let instances = [
-        Instance::new("old", Backend::text("old").await),
-        Instance::new("new", Backend::text("new").await),
-    ];
+    let instances =
+        [Instance::new("old", Backend::text("old").await), Instance::new("new", Backend::text("new").await)];
     let stage = Stage::set(&policy, instances).await;
     stage.change("weights.yaml", &weights(90, 10)).await;
     stage

@@ -80,7 +80,10 @@ fn every_test_named_in_the_table_exists() {
                 let at = source.find(&written).unwrap_or_else(|| panic!("{field}: no `{name}` in {file}"));
                 let before = source[..at].trim_end_matches("async ").trim_end();
                 let attribute = before.rsplit('\n').next().unwrap();
-                assert!(attribute.contains("test") || attribute.contains("case"), "`{name}` in {file} is no test");
+                assert!(
+                    attribute.contains("test") || attribute.contains("case"),
+                    "`{name}` in {file} is no test"
+                );
             }
         }
     }

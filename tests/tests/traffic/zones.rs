@@ -16,20 +16,20 @@ use weft_tests::{
 
 /// A caller in zone `a`, two endpoints there and two in zone `b`. `a1` is not well once `unwell` is set.
 async fn zones(locality: &str, unwell: &Arc<AtomicBool>) -> Stage {
-    let caller = calling("caller").replace("{ serviceAccount: caller }", "{ serviceAccount: caller, zone: a }");
+    let caller =
+        calling("caller").replace("{ serviceAccount: caller }", "{ serviceAccount: caller, zone: a }");
     let is_unwell = unwell.clone();
     let sick = Backend::http(move |request| {
         let failing = request.uri().path() == "/health" && is_unwell.load(SeqCst);
-        async move {
-            Ok(http::Response::builder().status(if failing { 500 } else { 200 }).body(full("a1"))?)
-        }
+        async move { Ok(http::Response::builder().status(if failing { 500 } else { 200 }).body(full("a1"))?) }
     });
     let mut instances = vec![Instance::new("a1", sick.await).of("product").zone("a")];
     for (name, zone) in [("a2", "a"), ("b1", "b"), ("b2", "b")] {
         instances.push(Instance::new(name, Backend::text(name).await).of("product").zone(zone));
     }
     let balancer = format!("loadBalancer: {{ algorithm: roundRobin, locality: {locality} }}");
-    let check = "healthCheck: { http: { path: /health }, interval: 100ms, timeout: 90ms, unhealthyThreshold: 1 }";
+    let check =
+        "healthCheck: { http: { path: /health }, interval: 100ms, timeout: 90ms, unhealthyThreshold: 1 }";
     let policy = traffic_policy("zones", "{ kind: Service, name: product }", &[&balancer, check]);
     Stage::set_for(&caller, &policy, instances).await
 }
