@@ -7,7 +7,7 @@ use crate::{
     telemetry::{
         access_log::AccessLog,
         log::{self, Level},
-        metrics::Metrics,
+        metrics::{Direction, Metrics},
     },
     tls::Tls,
     worker::Shared,
@@ -146,10 +146,13 @@ impl Sidecar {
                     sleep(WITHDRAWAL).await;
                 }
             }
-            self.workers.iter().for_each(|w| w.send(Command::Drain));
             let until = Instant::now() + limit;
-            while shared.open.load(Ordering::Relaxed) > 0 && Instant::now() < until {
-                sleep(Duration::from_millis(10)).await;
+            // In this order: what the application still answers, it may have to make calls for.
+            for direction in [Direction::Inbound, Direction::Outbound] {
+                self.workers.iter().for_each(|w| w.send(Command::Drain(direction)));
+                while shared.open(direction) > 0 && Instant::now() < until {
+                    sleep(Duration::from_millis(10)).await;
+                }
             }
         };
         tokio::select! {
@@ -157,7 +160,7 @@ impl Sidecar {
             () = now => {}
             () = self.state.quit.notified() => {}
         }
-        let cut = self.shared.open.load(Ordering::Relaxed);
+        let cut = Direction::ALL.into_iter().map(|direction| self.shared.open(direction)).sum();
         for worker in self.workers {
             // Joins threads that end at once on the command.
             worker.stop();

@@ -74,7 +74,7 @@ pub(crate) async fn accept<F: Future<Output = ()> + 'static>(
     direction: Direction,
     serve: impl Fn(Rc<Worker>, TcpStream) -> F,
 ) {
-    let drain = worker.drain.clone();
+    let drain = worker.drain(direction).clone();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -109,23 +109,24 @@ pub(crate) async fn accept<F: Future<Output = ()> + 'static>(
 /// Counts one open connection for as long as it lives.
 struct Open {
     worker: Rc<Worker>,
+    direction: Direction,
     _counted: Connection,
 }
 
 impl Open {
     fn new(worker: Rc<Worker>, direction: Direction) -> Self {
         worker.connections.set(worker.connections.get() + 1);
-        worker.shared.open.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        worker.shared.open[direction as usize].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut counted = worker.shard.connection_opened(direction);
         counted.enter(ConnectionState::Open);
-        Self { worker, _counted: counted }
+        Self { worker, direction, _counted: counted }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.worker.connections.set(self.worker.connections.get() - 1);
-        self.worker.shared.open.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.worker.shared.open[self.direction as usize].fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -163,13 +164,13 @@ async fn outbound_io(worker: Rc<Worker>, mut io: Io, target: Target) {
     match (spoken, target) {
         (Spoken::Connect, Target::Named) => Box::pin(connect(worker, io, &limits)).await,
         (Spoken::Http1 | Spoken::Connect, target) => {
-            let drain = worker.drain.clone();
+            let drain = worker.drain(Direction::Outbound).clone();
             let settings = http1::Settings::from(&limits);
             // Boxed, here and below: a connection at rest keeps room for the protocol it speaks and no other.
             Box::pin(http1::serve(io, Rc::new(Outbound { worker, target }), settings, drain)).await;
         }
         (Spoken::Http2, target) => {
-            let drain = worker.drain.clone();
+            let drain = worker.drain(Direction::Outbound).clone();
             let settings = Rc::new(http2::Settings::from(&limits));
             // Why a connection ended is the peer's affair; what its requests came to is counted with them.
             let _ = Box::pin(http2::serve(io, Rc::new(Outbound { worker, target }), settings, drain)).await;
@@ -346,7 +347,7 @@ async fn serve_inbound(
     protocol: MeshProtocol,
     limits: &Limits,
 ) {
-    let drain = worker.drain.clone();
+    let drain = worker.drain(Direction::Inbound).clone();
     match protocol {
         MeshProtocol::Http1 => {
             Box::pin(http1::serve(io, Rc::new(handler), http1::Settings::from(limits), drain)).await;

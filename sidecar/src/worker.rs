@@ -9,7 +9,7 @@ use crate::{
     telemetry::{
         access_log::AccessLog,
         log::Level,
-        metrics::{Metrics, ServiceSeries, Shard},
+        metrics::{Direction, Metrics, ServiceSeries, Shard},
     },
     tls::Tls,
     traffic::{chain::Chains, concurrency::Limiters, mirror::Copies, rate_limit::RateLimiters},
@@ -66,13 +66,18 @@ pub(crate) struct Shared {
     pub(crate) policy: OnceLock<policy::Handle>,
     /// The open requests to our application, by trace.
     pub(crate) chains: Chains,
-    /// Connections and requests that are open, over all workers.
-    pub(crate) open: AtomicUsize,
+    /// Connections that are open, over all workers, by direction.
+    pub(crate) open: [AtomicUsize; 2],
     /// Addresses that this process itself listens on: calls that lead back here would loop.
     pub(crate) own_addresses: OnceLock<Vec<SocketAddr>>,
 }
 
 impl Shared {
+    /// Connections of one direction that are open.
+    pub(crate) fn open(&self, direction: Direction) -> usize {
+        self.open[direction as usize].load(Ordering::Relaxed)
+    }
+
     pub(crate) fn new(
         settings: Settings,
         tls: Arc<Tls>,
@@ -95,7 +100,7 @@ impl Shared {
             changed: tokio::sync::watch::channel(0).0,
             policy: OnceLock::new(),
             chains: Chains::default(),
-            open: AtomicUsize::new(0),
+            open: Default::default(),
             own_addresses: OnceLock::new(),
         }
     }
@@ -128,7 +133,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) shard: Shard,
     pub(crate) connector: Connector,
-    pub(crate) drain: Rc<Drain>,
+    drains: [Rc<Drain>; 2],
     live: RefCell<Rc<Live>>,
     seen: Cell<u64>,
     clusters: RefCell<Map<ClusterKey, Rc<Cluster>>>,
@@ -156,7 +161,7 @@ impl Worker {
         Self {
             connector: Connector { tls: shared.tls.clone(), shard: shard.clone() },
             shard,
-            drain: Rc::new(Drain::default()),
+            drains: Default::default(),
             seen: Cell::new(seen),
             live: RefCell::new(Rc::new(Live::new(snapshot, None))),
             clusters: RefCell::default(),
@@ -344,6 +349,12 @@ impl Worker {
     /// Counts what goes to hosts outside of the registry: together, since their names come from the wire.
     pub(crate) fn passthrough(&self) -> Arc<ServiceSeries> {
         self.metrics().service("passthrough")
+    }
+
+    /// Tells the connections of one direction that no new work is taken. The inbound ones are told first: until their
+    /// last request is answered, the application may have to make calls for it.
+    pub(crate) fn drain(&self, direction: Direction) -> &Rc<Drain> {
+        &self.drains[direction as usize]
     }
 
     /// Where keys of outbound requests are read from: at the caller, the source is its own workload.

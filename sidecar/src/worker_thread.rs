@@ -25,8 +25,8 @@ use weft_config::snapshot::UpstreamListener;
 
 /// What the control thread asks of a worker.
 pub(crate) enum Command {
-    /// Take no new work.
-    Drain,
+    /// Take no new work of this direction.
+    Drain(Direction),
     /// Describe the clusters.
     Clusters(oneshot::Sender<Vec<Value>>),
     /// End now, whatever is open.
@@ -119,7 +119,7 @@ async fn run(
                 upstreams.retry(&worker);
             }
             command = inbox.recv() => match command {
-                Some(Command::Drain) => worker.drain.start(),
+                Some(Command::Drain(direction)) => worker.drain(direction).start(),
                 Some(Command::Clusters(reply)) => {
                     let _ = reply.send(describe(&worker));
                 }
@@ -150,7 +150,7 @@ impl Upstreams {
         });
         self.failed.retain(|listener, _| wanted.contains(listener));
         for listener in wanted {
-            if !self.open.contains_key(listener) && !worker.drain.is_draining() {
+            if !self.open.contains_key(listener) && !worker.drain(Direction::Outbound).is_draining() {
                 self.bind(worker, listener);
             }
         }
