@@ -201,6 +201,8 @@ fn describe(worker: &Worker) -> Vec<Value> {
                     "address": endpoint.place.address.to_string(),
                     "workload": &*endpoint.place.workload,
                     "identity": endpoint.place.identity.as_ref().map(ToString::to_string),
+                    "weight": endpoint.place.weight,
+                    "zone": endpoint.place.zone.as_deref(),
                     "in_flight": endpoint.load.in_flight(),
                     "latency_ms": endpoint.load.latency(now) * 1e3,
                     "connections_idle": idle,
@@ -214,6 +216,7 @@ fn describe(worker: &Worker) -> Vec<Value> {
         let mut told = json!({
             "service": cluster.service.to_string(),
             "port": cluster.port,
+            "rule": cluster.rule.as_deref(),
             "worker": worker.shard.worker(),
             "endpoints": endpoints,
         });

@@ -59,9 +59,10 @@ impl Attempts<'_> {
             tunnel: self.tunnel,
             back: self.back,
         };
+        let key = cluster.key_hash(&self.worker.key_source(&head.headers, head.uri.query()));
         let mut tried: SmallVec<[Rc<Endpoint>; 3]> = SmallVec::new();
         loop {
-            let preference = Preference { tried: &tried, ..Preference::default() };
+            let preference = Preference { tried: &tried, key, ..Preference::default() };
             let flight = cluster.pick(&preference, Instant::now())?;
             let endpoint = flight.endpoint().clone();
             if let Some(backend) = self.backend {

@@ -53,8 +53,9 @@ pub(crate) struct Cluster {
     state: RefCell<State>,
     checks: Checks,
     turn: Cell<usize>,
-    /// When it was last counted who is well, and the share of calls that stays in the own zone since.
-    counted: Cell<Option<(Instant, f64)>>,
+    /// When it was last counted who is well, and the share of calls that stays in the own zone since; `None` where
+    /// zones make no difference now.
+    counted: Cell<Option<(Instant, Option<f64>)>>,
 }
 
 #[derive(Default)]
@@ -236,6 +237,7 @@ impl Cluster {
                 stays
             }
         };
+        let Some(stays) = stays else { return 0..all };
         // A key stays on its side for as long as the share is the same, and few change sides when it changes.
         let leaves = stays < 1.0 && stays <= key.map_or_else(|| chance(random), |key| unit(mix(!key)));
         if leaves { own..all } else { 0..own }
@@ -355,15 +357,12 @@ impl View<'_> {
         })
     }
 
-    /// The share of calls that stays in the own zone.
-    fn stays(&self) -> f64 {
+    /// The share of calls that stays in the own zone. `None` if so few are well anywhere that all are called: a zone
+    /// that is down as a whole must not be all that is called then.
+    fn stays(&self) -> Option<f64> {
         let (own, all) = (self.state.own, self.state.members.len());
-        match self.state.traffic.balancing.zone_overflow {
-            Some(overflow) if !self.panics() => {
-                own_share(self.census(0..own), self.census(own..all), overflow)
-            }
-            _ => 1.0,
-        }
+        let overflow = self.state.traffic.balancing.zone_overflow.filter(|_| !self.panics())?;
+        Some(own_share(self.census(0..own), self.census(own..all), overflow))
     }
 
     fn is_tried(&self, endpoint: &Rc<Endpoint>) -> bool {

@@ -231,6 +231,15 @@ fn calls_stay_in_the_own_zone_and_leave_it_for_what_is_missing() {
 }
 
 #[test]
+fn when_too_few_are_well_in_all_zones_together_zones_make_no_difference() {
+    let local = balancing(Balancing { zone_overflow: Some(0.7), ..Balancing::default() });
+    let places = [in_zone(1, "a"), in_zone(2, "a"), in_zone(3, "b"), in_zone(4, "b")];
+    let fixture = Fixture::new(&places, local);
+    fixture.unwell(&[1, 2, 3]);
+    assert_eq!(fixture.called(), [1, 2, 3, 4]);
+}
+
+#[test]
 fn a_zone_whose_endpoints_were_all_tried_is_left() {
     let local = balancing(Balancing { zone_overflow: Some(0.7), ..Balancing::default() });
     let fixture = Fixture::new(&[in_zone(1, "a"), in_zone(2, "b")], local);
