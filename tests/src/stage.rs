@@ -15,6 +15,7 @@ pub struct Instance {
     protocol: String,
     labels: String,
     more: String,
+    also: Vec<u16>,
     app: Backend,
 }
 
@@ -28,6 +29,7 @@ impl Instance {
             protocol: "http".to_owned(),
             labels: String::new(),
             more: String::new(),
+            also: Vec::new(),
             app,
         }
     }
@@ -41,6 +43,12 @@ impl Instance {
     /// Which serves gRPC on port 50051.
     pub fn grpc(mut self) -> Self {
         (self.port, self.protocol) = (50051, "grpc".to_owned());
+        self
+    }
+
+    /// Whose application is also behind this port, of a Service that a document says more about.
+    pub fn also(mut self, port: u16) -> Self {
+        self.also.push(port);
         self
     }
 
@@ -106,7 +114,8 @@ impl Stage {
         }
         let beside = instances.iter().map(|instance| {
             let beside = Beside::new(&instance.name).account(&instance.service);
-            mesh.sidecar(beside.app(instance.port, instance.app.address()))
+            let ports = instance.also.iter().chain([&instance.port]);
+            mesh.sidecar(ports.fold(beside, |beside, port| beside.app(*port, instance.app.address())))
         });
         let (caller, started) = tokio::join!(mesh.sidecar(Beside::new("caller")), join_all(beside));
         for (service, count) in services {

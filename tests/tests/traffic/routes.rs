@@ -268,8 +268,10 @@ spec:
   rules: [{ backendRefs: [{ name: v2, port: 8080 }] }]
 ";
     let policy = serving("product", 8080, "http") + document;
-    let instances =
-        [Instance::new("v1", Backend::echo("v1").await), Instance::new("v2", Backend::echo("v2").await)];
+    let instances = [
+        Instance::new("v1", Backend::echo("v1").await).also(8081),
+        Instance::new("v2", Backend::echo("v2").await),
+    ];
     let stage = Stage::set(&policy, instances).await;
     assert_eq!(who(&stage.client, "http://double:8081/", &[]).await, "v2");
     assert_eq!(who(&stage.client, "http://product:8080/", &[]).await, "v2");
@@ -396,10 +398,10 @@ metadata: { name: scientist, namespace: lab }
 spec: { serviceAccount: scientist }
 ";
     let policy = serving("main", 50051, "grpc") + documents;
-    let mut instances = Vec::new();
-    for name in ["stock", "other"] {
-        instances.push(Instance::new(name, grpc_app(name).await).grpc());
-    }
+    let instances = [
+        Instance::new("stock", grpc_app("stock").await).grpc().also(50052),
+        Instance::new("other", grpc_app("other").await).grpc(),
+    ];
     let stage = Stage::set(&policy, instances).await;
     let lab = stage.mesh.sidecar(weft_tests::Beside::new("scientist").namespace("lab")).await;
     let scientist = Client::new(lab.outbound());
