@@ -6,11 +6,15 @@ use crate::{
     exchange::Reset,
     message::{GRPC_STATUS, WEFT_ERROR, authority, grpc_status, is_grpc},
     telemetry::{
-        access_log::{self, Detail, Entry},
+        access_log::{self, Detail},
         metrics::{Direction, Series},
         trace::{RequestId, Trace},
     },
-    upstream::InFlight,
+    traffic::{
+        chain::{ChainView, Joined, Span},
+        concurrency::Permit,
+    },
+    upstream::{AttemptEntry, Entry, InFlight, Outcome},
     worker::Worker,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, header, request::Parts};
@@ -35,6 +39,20 @@ pub(crate) struct Call {
     pub(crate) series: Option<Arc<Series>>,
     /// Holds the endpoint's place in flight until the answer is through.
     pub(crate) flight: Option<InFlight>,
+    /// Holds the request's place in its cluster until the answer is through.
+    pub(crate) entry: Option<Entry>,
+    /// What is still to be said about the endpoint when the trailers are there, and how long the answer took.
+    pub(crate) verdict: Option<(AttemptEntry, Duration)>,
+    /// The endpoint that answered, by [`Endpoint::id`](crate::upstream::Endpoint::id).
+    pub(crate) served_by: Option<u64>,
+    /// Outbound: the request to our application that this call is made for.
+    pub(crate) chain: Option<ChainView>,
+    /// Outbound: the call's time, as far as that request waits for it.
+    pub(crate) span: Option<Span>,
+    /// Inbound: the request that calls of our application are joined to.
+    pub(crate) joined: Option<Joined>,
+    /// Inbound: the application's place among the calls that it has at once.
+    pub(crate) permit: Option<Permit>,
     pub(crate) attempts: u32,
     pub(crate) upstream_time: Duration,
     /// What only the access log wants; `None` while it is off.
@@ -83,6 +101,13 @@ impl Call {
             is_head: request.method == Method::HEAD,
             series: None,
             flight: None,
+            entry: None,
+            verdict: None,
+            served_by: None,
+            chain: None,
+            span: None,
+            joined: None,
+            permit: None,
             attempts: 0,
             upstream_time: Duration::ZERO,
             log,
@@ -97,6 +122,13 @@ impl Call {
     /// When the call began.
     pub(crate) fn started(&self) -> Instant {
         self.started
+    }
+
+    /// The call failed for good after, or for want of, another attempt: whoever waits for it need not try again either.
+    pub(crate) fn gave_up(&self) {
+        if let Some(chain) = &self.chain {
+            chain.gave_up();
+        }
     }
 
     /// Notes something for the access log, if it is on.
@@ -142,14 +174,30 @@ impl Call {
             return;
         }
         self.flight = None;
-        let took = self.started.elapsed();
+        self.entry = None;
+        self.span = None;
+        self.permit = None;
+        let now = Instant::now();
+        let took = now - self.started;
+        if let Some((verdict, answered)) = self.verdict.take() {
+            let outcome = match self.error {
+                // Its time was up in the midst of the answer: mostly the caller's, and never for want of an answer.
+                Some(Kind::Timeout) => Outcome::Neutral,
+                Some(kind) => Outcome::of_error(kind),
+                None => Outcome::of_response(self.status, self.grpc_status, None),
+            };
+            verdict.record(outcome, answered, now);
+        }
+        if let Some(joined) = self.joined.take() {
+            joined.end(now, self.error.is_none());
+        }
         if let Some(series) = &self.series {
             self.worker.shard.request(series, self.status, self.grpc_status, took);
         }
         if let Some(detail) = self.log.take()
             && access_log::wants(&self.mesh.access_log, self.status, fastrand::f64())
         {
-            self.worker.shared.access_log.write(Entry {
+            self.worker.shared.access_log.write(access_log::Entry {
                 direction: self.direction,
                 status: self.status,
                 grpc_status: self.grpc_status,

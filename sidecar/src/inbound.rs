@@ -6,18 +6,24 @@ use crate::{
     error::{Error, Kind},
     exchange::{Back, Handler},
     http1,
-    live::Live,
-    message,
-    telemetry::metrics::{Direction, Series, SeriesKey, ServiceSeries},
+    live::{Live, LiveAdmission},
+    message::{self, WEFT_ATTEMPT, WEFT_RETRIED},
+    telemetry::metrics::{Direction, Path, Series, SeriesKey, ServiceSeries},
+    traffic::{
+        chain::Joined,
+        concurrency,
+        deadline::{self, Deadline},
+        rate_limit::Passed,
+    },
     upstream::Endpoint,
     worker::Worker,
 };
-use http::{Method, Request, Response, Version, request::Parts};
-use std::{rc::Rc, sync::Arc, time::Instant};
-use tokio::time::timeout;
+use http::{HeaderValue, Method, Request, Response, Version, request::Parts};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Instant};
+use tokio::time::timeout_at;
 use weft_config::{
     identity::SpiffeId,
-    snapshot::{Bounds, Decision, Served},
+    snapshot::{Bounds, Decision, KeySource, Served},
 };
 
 /// Requests that came in over one connection of one peer for one served port.
@@ -28,11 +34,15 @@ pub(crate) struct Inbound {
     app: Rc<Endpoint>,
     series: Arc<Series>,
     service: Arc<ServiceSeries>,
+    /// Where it is counted what requests waited for.
+    path: Path,
+    /// The peer's address, as keys of policy may ask.
+    source: Box<str>,
 }
 
 impl Inbound {
     /// What every request of the connection shares.
-    pub(crate) fn new(worker: Rc<Worker>, peer: Option<SpiffeId>, served: Served) -> Self {
+    pub(crate) fn new(worker: Rc<Worker>, peer: Option<SpiffeId>, source: IpAddr, served: Served) -> Self {
         let series = worker.metrics().series(SeriesKey {
             direction: Direction::Inbound,
             service: served.service.to_string().into(),
@@ -42,7 +52,8 @@ impl Inbound {
         });
         let app = worker.app(&served);
         let service = worker.metrics().service(&served.service.to_string());
-        Self { worker, peer, served, app, series, service }
+        let path = worker.shard.path(&served.service.to_string());
+        Self { path, source: source.to_string().into(), worker, peer, served, app, series, service }
     }
 
     /// One inbound request, top to bottom.
@@ -56,6 +67,29 @@ impl Inbound {
     ) -> Result<Response<Body>, Error> {
         let tunnel = message::prepare(head, self.peer.is_some())?;
         self.authorize(live, &head.method, head.uri.path())?;
+        let told = deadline::read(&head.headers, call.grpc, call.started());
+        let is_retry = head.headers.contains_key(WEFT_ATTEMPT);
+        let chains = &self.worker.shared.chains;
+        let trace = &call.trace;
+        call.joined = Some(chains.begin(
+            trace.trace_id,
+            trace.span_id,
+            told.deadline,
+            is_retry,
+            &self.path,
+            call.started(),
+        ));
+        let admission = live.admission(&self.worker, &self.served);
+        let passed = self.limit(&admission, head)?;
+        call.permit = match &admission.concurrency {
+            Some((policy, limiter)) => {
+                let priority = concurrency::priority(policy, &head.method, head.uri.path(), &head.headers);
+                Some(Box::pin(limiter.acquire(priority)).await?)
+            }
+            None => None,
+        };
+        // The application is told what is left after the wait.
+        told.pass_on(&mut head.headers, told.deadline, Instant::now());
         let limits = &live.snapshot.mesh.limits;
         call.flight = Some(self.app.begin());
         call.attempts = 1;
@@ -72,15 +106,45 @@ impl Inbound {
         let wire = self.app.wire(&attempt);
         call.note(|log| (log.endpoint, log.wire) = (Some(self.app.place.address), wire.as_str()));
         let begun = Instant::now();
-        // How long a request may take is its caller's to say, who cancels it by going away; this only bounds the wait.
-        let outcome = timeout(limits.idle_timeout, self.app.exchange(wire, head, body, &attempt)).await;
-        call.upstream_time = begun.elapsed();
-        let response = match outcome {
-            Ok(Ok(response)) => response,
-            Ok(Err(failed)) => return Err(failed.error),
-            Err(_) => return Err(Error::after_send(Kind::Timeout, "the application did not answer")),
+        // How long a request may take is its caller's to say; the rest only bounds the wait.
+        let until = told.deadline.earliest(Deadline::after(begun, limits.idle_timeout));
+        let exchange = self.app.exchange(wire, head, body, &attempt);
+        let outcome = match until.instant() {
+            Some(until) => timeout_at(until.into(), exchange).await,
+            None => Ok(exchange.await),
         };
-        Ok(finish(response, tunnel))
+        call.upstream_time = begun.elapsed();
+        let mut response = match outcome {
+            Ok(Ok(response)) => finish(response, tunnel),
+            Ok(Err(failed)) => return Err(failed.error),
+            Err(_) => {
+                return Err(Error::after_send(
+                    Kind::Timeout,
+                    "the application did not answer in the time that the caller gave",
+                ));
+            }
+        };
+        if let Some(permit) = &mut call.permit {
+            permit.answered(!response.status().is_server_error());
+        }
+        passed.write(response.headers_mut());
+        mark_if_retried(call, &mut response);
+        Ok(response)
+    }
+
+    /// Limits that are counted where the service is served.
+    fn limit(&self, admission: &LiveAdmission, head: &Parts) -> Result<Passed, Error> {
+        if admission.rate_limits.is_empty() {
+            return Ok(Passed::default());
+        }
+        let identity = self.peer.as_ref().map(ToString::to_string);
+        let from = KeySource {
+            headers: &head.headers,
+            query: head.uri.query(),
+            source: &self.source,
+            identity: identity.as_deref(),
+        };
+        admission.rate_limits.admit(&head.method, head.uri.path(), &head.headers, &from, Instant::now())
     }
 
     /// Says whether this peer may make this call.
@@ -133,6 +197,16 @@ impl Handler for Inbound {
     fn refuse(&self, error: Error) -> Response<Body> {
         self.worker.shard.error(error.kind);
         crate::context::answer(&error, false)
+    }
+}
+
+/// Tells the caller of a failed request that calls made for it were tried again already, or could not be: its own
+/// attempts would only multiply them.
+fn mark_if_retried(call: &Call, response: &mut Response<Body>) {
+    let failed = response.status().is_server_error()
+        || (call.grpc && message::grpc_status(response.headers()).is_some_and(|status| status != 0));
+    if failed && call.joined.as_ref().is_some_and(Joined::gave_up) {
+        response.headers_mut().insert(WEFT_RETRIED, HeaderValue::from_static("1"));
     }
 }
 

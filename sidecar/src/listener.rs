@@ -15,7 +15,7 @@ use crate::{
 use bytes::BytesMut;
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -251,6 +251,8 @@ async fn relay(
 
 /// One connection of a peer.
 pub(crate) async fn inbound(worker: Rc<Worker>, mut stream: TcpStream) {
+    // Fails only if the peer is gone already.
+    let Ok(source) = stream.peer_addr().map(|address| address.ip()) else { return };
     let live = worker.live();
     let limits = live.snapshot.mesh.limits.clone();
     let permissive = live.snapshot.mesh.mtls == MtlsMode::Permissive;
@@ -277,7 +279,7 @@ pub(crate) async fn inbound(worker: Rc<Worker>, mut stream: TcpStream) {
     };
     match sniffed {
         Sniffed::Mesh | Sniffed::Foreign { alpn: false, .. } if !permissive || sniffed == Sniffed::Mesh => {
-            Box::pin(mesh(worker, Rewound::new(prefix, stream), &limits)).await;
+            Box::pin(mesh(worker, Rewound::new(prefix, stream), source, &limits)).await;
         }
         Sniffed::Incomplete => {}
         Sniffed::Mesh | Sniffed::Foreign { .. } | Sniffed::NotTls if !permissive => {
@@ -292,13 +294,13 @@ pub(crate) async fn inbound(worker: Rc<Worker>, mut stream: TcpStream) {
         _ => {
             let mut io = Io::plain(stream);
             io.unread(prefix);
-            Box::pin(plain(worker, io, &limits)).await;
+            Box::pin(plain(worker, io, source, &limits)).await;
         }
     }
 }
 
 /// A peer that speaks mesh TLS.
-async fn mesh(worker: Rc<Worker>, stream: Rewound, limits: &Limits) {
+async fn mesh(worker: Rc<Worker>, stream: Rewound, source: IpAddr, limits: &Limits) {
     let accepted = match worker.shared.tls.accept(stream, limits.handshake_timeout).await {
         Ok(accepted) => accepted,
         Err(refused) => {
@@ -313,12 +315,12 @@ async fn mesh(worker: Rc<Worker>, stream: Rewound, limits: &Limits) {
         tracing::info!(peer = %accepted.peer, asked = ?accepted.server_name, "a peer asked for what is not served here");
         return misdirected(worker, accepted.io, accepted.protocol, limits).await;
     };
-    let handler = Inbound::new(worker.clone(), Some(accepted.peer), served);
+    let handler = Inbound::new(worker.clone(), Some(accepted.peer), source, served);
     serve_inbound(worker, accepted.io, handler, accepted.protocol, limits).await;
 }
 
 /// A peer without mesh TLS, where that is allowed.
-async fn plain(worker: Rc<Worker>, mut io: Io, limits: &Limits) {
+async fn plain(worker: Rc<Worker>, mut io: Io, source: IpAddr, limits: &Limits) {
     let Some(served) = served(&worker, None) else { return };
     let spoken = match served.protocol {
         AppProtocol::Tcp => Spoken::Opaque,
@@ -336,7 +338,7 @@ async fn plain(worker: Rc<Worker>, mut io: Io, limits: &Limits) {
         Spoken::Http2 => MeshProtocol::Http2,
         Spoken::Tls | Spoken::Opaque => MeshProtocol::Tcp,
     };
-    let handler = Inbound::new(worker.clone(), None, served);
+    let handler = Inbound::new(worker.clone(), None, source, served);
     serve_inbound(worker, io, handler, protocol, limits).await;
 }
 

@@ -4,15 +4,17 @@
 use crate::{
     message::split_authority,
     policy,
-    telemetry::metrics::{Direction, Series, SeriesKey},
-    traffic::split::Split,
+    telemetry::metrics::{Direction, MirrorSeries, PathUpstream, Series, SeriesKey},
+    traffic::{concurrency::Limiter, rate_limit, split::Split},
     upstream::{Cluster, ClusterKey},
     worker::Worker,
 };
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 use weft_config::{
     identity::ServiceName,
-    snapshot::{Action, Backend, Backends, Calls, Port, Rule, Service, Snapshot, Traffic},
+    snapshot::{
+        Action, Backend, Backends, Calls, Concurrency, Mirror, Port, Rule, Served, Service, Snapshot, Traffic,
+    },
 };
 
 /// Hosts remembered per snapshot and worker. Real meshes call dozens; a flood of invented names must not grow memory.
@@ -25,6 +27,8 @@ pub(crate) struct Live {
     pub(crate) snapshot: Arc<Snapshot>,
     hosts: RefCell<Map<Box<str>, Rc<LivePort>>>,
     ports: RefCell<Map<(ServiceName, u16), Rc<LivePort>>>,
+    /// Of the ports that our workload serves: a handful.
+    admissions: RefCell<Vec<(Served, Rc<LiveAdmission>)>>,
 }
 
 /// One service port, ready for requests.
@@ -59,16 +63,34 @@ pub(crate) struct LiveCalls {
     pub(crate) split: Split,
     /// In the order of the sharding's shards.
     pub(crate) shards: Vec<LiveBackend>,
-    /// In the order of the mirrors.
-    pub(crate) mirrors: Vec<LiveBackend>,
+    /// Where copies go.
+    pub(crate) mirrors: LiveMirrors,
+    /// Limits that are counted here, at the caller.
+    pub(crate) rate_limits: rate_limit::Limits,
+}
+
+/// What is decided before our application gets a call, ready for calls.
+#[derive(Default)]
+pub(crate) struct LiveAdmission {
+    pub(crate) rate_limits: rate_limit::Limits,
+    pub(crate) concurrency: Option<(Arc<Concurrency>, Arc<Limiter>)>,
+}
+
+/// Where copies go and are counted, in the order of the mirrors.
+#[derive(Default)]
+pub(crate) struct LiveMirrors {
+    pub(crate) to: Vec<LiveBackend>,
+    pub(crate) series: Vec<Arc<MirrorSeries>>,
 }
 
 /// One backend's runtime side.
 #[derive(Clone)]
 pub(crate) struct LiveBackend {
     pub(crate) cluster: Rc<Cluster>,
-    /// Where copies go when it is taken, besides those of the rule; in the order of its mirrors.
-    pub(crate) mirrors: Rc<[LiveBackend]>,
+    /// Where it is counted how long requests to our application waited for it.
+    pub(crate) path: Arc<PathUpstream>,
+    /// Where copies go when it is taken, besides those of the rule.
+    pub(crate) mirrors: Rc<LiveMirrors>,
     mtls: Arc<Series>,
     plain: Arc<Series>,
 }
@@ -116,7 +138,12 @@ impl Live {
                 }
             }
         }
-        Self { snapshot, hosts: RefCell::default(), ports: RefCell::new(ports) }
+        Self {
+            snapshot,
+            hosts: RefCell::default(),
+            ports: RefCell::new(ports),
+            admissions: RefCell::default(),
+        }
     }
 
     /// The port that `authority` (`host` or `host:port`) names for a caller in the worker's namespace.
@@ -148,6 +175,25 @@ impl Live {
         Some(made)
     }
 
+    /// What is decided before our application gets a call on this port.
+    pub(crate) fn admission(&self, worker: &Worker, served: &Served) -> Rc<LiveAdmission> {
+        let mut known = self.admissions.borrow_mut();
+        if let Some((_, admission)) = known.iter().find(|(of, _)| of == served) {
+            return admission.clone();
+        }
+        let workload = self.snapshot.workload.as_ref();
+        let policy = workload.and_then(|w| w.admission(&served.service, served.port));
+        let admission = Rc::new(policy.map_or_else(LiveAdmission::default, |policy| LiveAdmission {
+            rate_limits: worker.shared.rate_limits.resolve(&policy.rate_limits),
+            concurrency: policy.concurrency.as_ref().map(|concurrency| {
+                let limiter = worker.shared.concurrency.resolve(&served.service, served.port, concurrency);
+                (concurrency.clone(), limiter)
+            }),
+        }));
+        known.push((served.clone(), admission.clone()));
+        admission
+    }
+
     fn resolve(&self, worker: &Worker, service: &Arc<Service>, index: usize) -> LivePort {
         let port = &service.ports[index];
         let label: Arc<str> = service.name.to_string().into();
@@ -163,8 +209,9 @@ impl Live {
         let backend = |route: &Arc<str>, key: ClusterKey, own: Option<&Traffic>| {
             let to = key.service.to_string();
             LiveBackend {
+                path: worker.metrics().path_upstream(&label, route),
                 cluster: worker.cluster(&self.snapshot, key, own),
-                mirrors: Rc::new([]),
+                mirrors: Rc::default(),
                 mtls: series(route, &to, true),
                 plain: series(route, &to, false),
             }
@@ -173,10 +220,15 @@ impl Live {
         let shared = |route: &Arc<str>, to: &Backend| {
             backend(route, ClusterKey { service: to.service.clone(), port: to.port, rule: None }, None)
         };
+        let mirrors = |route: &Arc<str>, list: &[Mirror]| LiveMirrors {
+            to: list.iter().map(|mirror| shared(route, &mirror.backend)).collect(),
+            series: list.iter().map(|m| worker.metrics().mirror(&m.backend.service.to_string())).collect(),
+        };
         let calls = |route: &Arc<str>, calls: &Calls, split: Split| LiveCalls {
             split,
             shards: calls.sharding.iter().flat_map(|s| &*s.shards).map(|to| shared(route, to)).collect(),
-            mirrors: calls.mirrors.iter().map(|mirror| shared(route, &mirror.backend)).collect(),
+            mirrors: mirrors(route, &calls.mirrors),
+            rate_limits: worker.shared.rate_limits.resolve(&calls.rate_limits),
         };
         let rule = |rule: &Rule| {
             let none = Backends::default();
@@ -187,7 +239,7 @@ impl Live {
             LiveRule {
                 backends: rule_clusters(rule)
                     .map(|(to, key, own)| LiveBackend {
-                        mirrors: to.mirrors.iter().map(|copy| shared(&rule.name, &copy.backend)).collect(),
+                        mirrors: Rc::new(mirrors(&rule.name, &to.mirrors)),
                         ..backend(&rule.name, key, own)
                     })
                     .collect(),

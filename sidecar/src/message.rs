@@ -14,6 +14,10 @@ use weft_config::{matching::normalize_path, snapshot::Filters};
 
 /// Says which kind of error of ours an answer is.
 pub(crate) const WEFT_ERROR: HeaderName = HeaderName::from_static("weft-error");
+/// Which attempt of its caller a request is, from the second on; for sidecars only.
+pub(crate) const WEFT_ATTEMPT: HeaderName = HeaderName::from_static("weft-attempt");
+/// On an answer that was tried again already, so that nobody nearer to the caller does so too.
+pub(crate) const WEFT_RETRIED: HeaderName = HeaderName::from_static("weft-retried");
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Brings a request into the form in which it is judged, routed and sent on. `trusted` if it comes from a sidecar, which

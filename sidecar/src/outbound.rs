@@ -2,6 +2,9 @@
 
 mod attempts;
 mod destination;
+mod dressing;
+mod mirroring;
+mod payload;
 mod tunnel;
 
 pub(crate) use tunnel::Tunnel;
@@ -11,20 +14,22 @@ use crate::{
     context::Call,
     error::{Error, Kind},
     exchange::{Back, Handler},
-    live::{Live, LivePort},
+    live::{Live, LiveBackend, LiveCalls, LivePort, LiveRule},
     message, redirect,
     telemetry::metrics::Direction,
+    traffic::{cors, fault, rate_limit::Passed, session, split::Choice},
     upstream::Cluster,
     worker::Worker,
 };
-use attempts::Attempts;
+use attempts::{Attempts, Time};
 use destination::Destination;
+use dressing::Dressing;
 use http::{Request, Response, request::Parts};
-use std::rc::Rc;
+use std::{rc::Rc, time::Instant};
 use weft_config::{
     identity::ServiceName,
     matching::RequestView,
-    snapshot::{Action, Calls, Limits},
+    snapshot::{Action, Backend, Calls, Filters, Limits, Rule},
 };
 
 /// Where the connections of an outbound listener go.
@@ -74,6 +79,7 @@ impl Outbound {
     ) -> Result<Response<Body>, Error> {
         let tunnel = message::prepare(head, false)?;
         message::ensure_host(head);
+        call.chain = self.worker.shared.chains.of(&call.trace);
         let limits = &live.snapshot.mesh.limits;
         let port = match self.known(live, head) {
             Some(port) => port,
@@ -88,54 +94,169 @@ impl Outbound {
         call.note(|log| log.service = port.name().to_string());
         port.mark_used();
 
-        let Some((rule_index, matched)) = route(&port, head)? else {
-            let calls = &port.port().calls;
-            let to = Attempts {
-                worker: &self.worker,
-                limits,
-                calls,
-                cluster: &port.own.cluster,
-                backend: Some(&port.own),
-                tunnel,
-                back,
-            };
-            return to.run(call, head, body).await;
-        };
-        let rule = port.rule(rule_index);
-        let resolved = &port.rules[rule_index];
-        call.series = Some(resolved.series.clone());
-        call.note(|log| log.route = rule.name.to_string());
-
-        let backends = match &rule.action {
-            Action::Redirect(to) => return Ok(redirect::answer(to, head, matched, rule)),
-            Action::Forward(backends) => backends,
-        };
-        let picked = (backends.total_weight > 0)
-            .then(|| backends.pick(fastrand::u32(..backends.total_weight)))
-            .flatten()
-            .ok_or_else(|| {
-                Error::new(Kind::InvalidBackend, format!("{} has no backend with a weight", rule.name))
-            })?;
-        let backend = &backends.list[picked];
-        if let Some(reason) = &backend.invalid {
-            return Err(Error::new(Kind::InvalidBackend, format!("{}: {reason}", rule.name)));
+        let routed = Routed::find(&port, head)?;
+        let calls = routed.calls;
+        if let Some((rule, resolved)) = routed.rule {
+            call.series = Some(resolved.series.clone());
+            call.note(|log| log.route = rule.name.to_string());
         }
-        message::apply(&rule.filters, matched, head)?;
-        message::apply(&backend.filters, matched, head)?;
-        let to = &resolved.backends[picked];
-        let to = Attempts {
+        if let Some(cors) = &calls.cors
+            && let Some(answer) = cors::preflight(cors, head)
+        {
+            return Ok(answer);
+        }
+        if let Some((Rule { action: Action::Redirect(to), .. }, _)) = routed.rule {
+            return Ok(redirect::answer(to, head, routed.matched, routed.filters()));
+        }
+        if let Some(deprecation) = &calls.deprecation {
+            self.worker.shard.deprecated_call(&deprecation.of);
+        }
+        let passed = self.limit(&routed, head)?;
+        if !calls.faults.is_empty() {
+            let random = fastrand::f64();
+            let hit = fault::choose(&calls.faults, &head.method, head.uri.path(), &head.headers, random);
+            if let Some(fault) = hit {
+                Box::pin(fault::happen(fault, self.worker.metrics())).await?;
+            }
+        }
+        let dressing = Dressing::of(calls, head);
+        let chosen = self.choose(&port, &routed, dressing.session.as_ref(), head)?;
+        message::apply(routed.filters(), routed.matched, head)?;
+        message::apply(chosen.filters(), routed.matched, head)?;
+        let body = self.mirror(live, &routed, &chosen, head, body);
+        let time = Time::of(call, head, &calls.timeouts, limits);
+        let attempts = Attempts {
             worker: &self.worker,
             limits,
-            calls: &rule.calls,
-            cluster: &to.cluster,
-            backend: Some(to),
+            calls,
+            cluster: &chosen.to.cluster,
+            traffic: chosen.to.cluster.traffic(),
+            backend: Some(chosen.to),
             tunnel,
             back,
+            time,
+            key: chosen.key,
+            preferred: dressing.session.as_ref().map(|pinned| pinned.endpoint),
         };
-        let mut response = to.run(call, head, body).await?;
-        backend.filters.response.apply(response.headers_mut());
-        rule.filters.response.apply(response.headers_mut());
+        call.span = call.chain.as_ref().map(|chain| chain.call(&chosen.to.path, Instant::now()));
+        let mut response = attempts.run(call, head, body).await?;
+        let headers = response.headers_mut();
+        chosen.filters().response.apply(headers);
+        routed.filters().response.apply(headers);
+        passed.write(headers);
+        dressing.apply(calls, chosen.token, call.served_by, headers);
         Ok(response)
+    }
+}
+
+/// A request with the rule that takes it.
+struct Routed<'a> {
+    /// `None` if the port has no routes.
+    rule: Option<(&'a Rule, &'a LiveRule)>,
+    calls: &'a Calls,
+    live: &'a LiveCalls,
+    /// How much of the path the rule took.
+    matched: usize,
+}
+
+impl<'a> Routed<'a> {
+    fn find(port: &'a LivePort, request: &Parts) -> Result<Self, Error> {
+        let routes = &port.port().routes;
+        if routes.is_empty() {
+            return Ok(Self { rule: None, calls: &port.port().calls, live: &port.calls, matched: 0 });
+        }
+        let view = RequestView {
+            method: &request.method,
+            path: request.uri.path(),
+            query: request.uri.query(),
+            headers: &request.headers,
+        };
+        let found = routes.find(&view).ok_or_else(|| {
+            let (name, port) = (port.name(), port.port().port);
+            Error::new(
+                Kind::NoRoute,
+                format!("no route of {name}:{port} takes this request; try `weft routes`"),
+            )
+        })?;
+        let (rule, resolved) = (port.rule(found.rule), &port.rules[found.rule]);
+        Ok(Self {
+            rule: Some((rule, resolved)),
+            calls: &rule.calls,
+            live: &resolved.calls,
+            matched: found.matched_len,
+        })
+    }
+
+    fn filters(&self) -> &'a Filters {
+        self.rule.map_or(&NO_FILTERS, |(rule, _)| &rule.filters)
+    }
+}
+
+/// The backend that takes a request.
+struct Chosen<'a> {
+    to: &'a LiveBackend,
+    /// `None` for the service itself.
+    backend: Option<&'a Backend>,
+    /// Names it in session tokens.
+    token: u64,
+    /// For balancers that hash.
+    key: Option<u64>,
+}
+
+impl<'a> Chosen<'a> {
+    fn filters(&self) -> &'a Filters {
+        self.backend.map_or(&NO_FILTERS, |backend| &backend.filters)
+    }
+}
+
+static NO_FILTERS: Filters = Filters::NONE;
+
+impl Outbound {
+    /// Which backend takes the request: by shard, session, user or chance.
+    fn choose<'a>(
+        &self,
+        port: &'a LivePort,
+        routed: &Routed<'a>,
+        session: Option<&session::Pinned>,
+        head: &Parts,
+    ) -> Result<Chosen<'a>, Error> {
+        let from = self.worker.key_source(&head.headers, head.uri.query());
+        let session = session.map(|pinned| pinned.backend);
+        let choice =
+            routed.live.split.choose(routed.calls, &from, session, |below| fastrand::u32(..below))?;
+        let (to, backend) = match (choice, routed.rule) {
+            (Choice::Shard(index), _) => {
+                let shards = routed.calls.sharding.as_ref().map_or(&[][..], |sharding| &sharding.shards);
+                (routed.live.shards.get(index), shards.get(index))
+            }
+            (Choice::Own(index), Some((Rule { action: Action::Forward(backends), .. }, resolved))) => {
+                (resolved.backends.get(index), backends.list.get(index))
+            }
+            (Choice::Own(_), _) => (Some(&port.own), None),
+        };
+        let of = || routed.rule.map_or_else(|| port.name().to_string(), |(rule, _)| rule.name.to_string());
+        let to =
+            to.ok_or_else(|| Error::new(Kind::InvalidBackend, format!("{} has no such backend", of())))?;
+        if let Some(reason) = backend.and_then(|backend| backend.invalid.as_ref()) {
+            return Err(Error::new(Kind::InvalidBackend, format!("{}: {reason}", of())));
+        }
+        let key = if to.cluster.wants_key() { to.cluster.key_hash(&from) } else { None };
+        Ok(Chosen { to, backend, token: routed.live.split.token(choice), key })
+    }
+
+    /// Limits that are counted at the caller.
+    fn limit(&self, routed: &Routed<'_>, head: &Parts) -> Result<Passed, Error> {
+        let limits = &routed.live.rate_limits;
+        if limits.is_empty() {
+            return Ok(Passed::default());
+        }
+        limits.admit(
+            &head.method,
+            head.uri.path(),
+            &head.headers,
+            &self.worker.key_source(&head.headers, head.uri.query()),
+            Instant::now(),
+        )
     }
 }
 
@@ -153,36 +274,20 @@ impl Outbound {
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
         let calls = Calls::default();
+        let time = Time::of(call, head, &calls.timeouts, limits);
         let to = Attempts {
             worker: &self.worker,
             limits,
             calls: &calls,
             cluster: &cluster,
+            traffic: cluster.traffic(),
             backend: None,
             tunnel,
             back,
+            time,
+            key: None,
+            preferred: None,
         };
         to.run(call, head, body).await
-    }
-}
-
-/// The rule that takes the request, with how much of the path it matched; `None` if the port has no routes.
-fn route(port: &LivePort, request: &Parts) -> Result<Option<(usize, usize)>, Error> {
-    let routes = &port.port().routes;
-    if routes.is_empty() {
-        return Ok(None);
-    }
-    let view = RequestView {
-        method: &request.method,
-        path: request.uri.path(),
-        query: request.uri.query(),
-        headers: &request.headers,
-    };
-    match routes.find(&view) {
-        Some(found) => Ok(Some((found.rule, found.matched_len))),
-        None => Err(Error::new(
-            Kind::NoRoute,
-            format!("no route of {}:{} takes this request; try `weft routes`", port.name(), port.port().port),
-        )),
     }
 }

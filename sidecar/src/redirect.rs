@@ -5,16 +5,16 @@ use crate::{
     message::{authority, split_authority},
 };
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
-use weft_config::snapshot::{Redirect, Rule};
+use weft_config::snapshot::{Filters, Redirect};
 
 /// The redirect answer; `matched` is how many bytes of the path the rule's prefix took.
-pub(crate) fn answer(to: &Redirect, request: &Parts, matched: usize, rule: &Rule) -> Response<Body> {
+pub(crate) fn answer(to: &Redirect, request: &Parts, matched: usize, filters: &Filters) -> Response<Body> {
     let mut response = Response::new(Body::Empty);
     match HeaderValue::try_from(location(to, request, matched)) {
         Ok(location) => {
             *response.status_mut() = to.status;
             response.headers_mut().insert(header::LOCATION, location);
-            rule.filters.response.apply(response.headers_mut());
+            filters.response.apply(response.headers_mut());
         }
         // The request's own host or path could not stand in a header.
         Err(_) => *response.status_mut() = StatusCode::BAD_REQUEST,

@@ -350,6 +350,14 @@ pub struct Filters {
 }
 
 impl Filters {
+    /// Changes nothing.
+    pub const NONE: Self = Self {
+        request: HeaderChanges { set: Vec::new(), add: Vec::new(), remove: Vec::new() },
+        response: HeaderChanges { set: Vec::new(), add: Vec::new(), remove: Vec::new() },
+        host: None,
+        path: None,
+    };
+
     /// True if nothing is changed: most requests.
     pub fn is_empty(&self) -> bool {
         self.request.is_empty() && self.response.is_empty() && self.host.is_none() && self.path.is_none()

@@ -67,12 +67,6 @@ impl Kept {
     pub(crate) fn is_whole(&self) -> bool {
         self.0.borrow().whole
     }
-
-    /// Nobody will ask for another reading: what was read need not be held any more.
-    pub(crate) fn release(&self) {
-        let mut shared = self.0.borrow_mut();
-        shared.limit = 0;
-    }
 }
 
 impl Shared {

@@ -14,7 +14,10 @@
 //! - the time goes to the one that began last.
 
 use super::deadline::Deadline;
-use crate::telemetry::metrics::{Path, PathUpstream};
+use crate::telemetry::{
+    metrics::{Path, PathUpstream},
+    trace::Trace,
+};
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 use std::{
@@ -145,6 +148,11 @@ impl Chains {
             deadline: open.iter().map(|open| open.deadline).fold(latest.deadline, Deadline::latest),
             is_retry: open.iter().all(|open| open.is_retry),
         })
+    }
+
+    /// The same for the call of this trace. A trace that begins here has nobody to be joined to.
+    pub(crate) fn of(&self, trace: &Trace) -> Option<ChainView> {
+        if trace.parent_span == 0 { None } else { self.join(trace.trace_id, trace.parent_span) }
     }
 
     fn shard(&self, trace_id: u128) -> &Arc<Shard> {

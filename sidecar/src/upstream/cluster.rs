@@ -7,6 +7,7 @@ use super::{
     guard::{Availability, Guard, GuardKey, Guards, Why},
     hashing::{Table, unit},
     health::{Checks, Claims, Setup},
+    hedge::{Latencies, delay},
     membership::{Census, Membership, own_share, slow_start},
 };
 use crate::{
@@ -24,7 +25,8 @@ use std::{
 use weft_config::{
     identity::ServiceName,
     snapshot::{
-        AppProtocol, Balancer, Endpoint as Place, KeySource, Limits, Port, Snapshot, Traffic, hash64, mix,
+        AppProtocol, Balancer, Endpoint as Place, Hedge, KeySource, Limits, Port, Snapshot, Traffic, hash64,
+        mix,
     },
 };
 
@@ -53,6 +55,8 @@ pub(crate) struct Cluster {
     state: RefCell<State>,
     checks: Checks,
     turn: Cell<usize>,
+    /// How long calls took lately, if somebody wants to know when one is slow.
+    latencies: RefCell<Option<Latencies>>,
     /// When it was last counted who is well, and the share of calls that stays in the own zone since; `None` where
     /// zones make no difference now.
     counted: Cell<Option<(Instant, Option<f64>)>>,
@@ -104,6 +108,7 @@ impl Cluster {
             state: RefCell::default(),
             checks: Checks::default(),
             turn: Cell::new(0),
+            latencies: RefCell::default(),
             counted: Cell::new(None),
         }
     }
@@ -156,6 +161,16 @@ impl Cluster {
         let before = self.traffic();
         let traffic = if *before == *own { before } else { Arc::new(own.clone()) };
         self.update(port, &traffic, zone, now);
+    }
+
+    /// How long after an attempt another one may start beside it; `None` while nobody can tell.
+    pub(crate) fn hedge_delay(&self, hedge: &Hedge, now: Instant) -> Option<Duration> {
+        delay(hedge, self.latencies.borrow_mut().get_or_insert_with(|| Latencies::new(now)), now)
+    }
+
+    /// Takes in how long an attempt took, for calls that hedge.
+    pub(crate) fn observe_latency(&self, took: Duration, now: Instant) {
+        self.latencies.borrow_mut().get_or_insert_with(|| Latencies::new(now)).observe(took, now);
     }
 
     /// What the port declares.

@@ -24,3 +24,7 @@ mod standing;
 pub(crate) use cluster::{Cluster, ClusterKey, Preference};
 pub(crate) use connect::Connector;
 pub(crate) use endpoint::{Attempt, Endpoint, InFlight};
+pub(crate) use guard::{AttemptEntry, Entry, RetrySlot};
+pub(crate) use outcome::Outcome;
+pub(crate) use protocol::Wire;
+pub(crate) use retry::{Attempted, Decision, End, decide, retry_after};

@@ -71,6 +71,8 @@ pub(crate) enum Decision {
         after: Duration,
         /// As it counts in `weft_retries_total`.
         reason: Reason,
+        /// True if it repeats no work, since nothing was taken up where it was tried: then it is outside of the budget.
+        free: bool,
     },
 }
 
@@ -157,7 +159,7 @@ pub(crate) fn decide(policy: &Policy, attempted: &Attempted, random: impl FnOnce
     if after > LONGEST_WAIT || attempted.left.is_some_and(|left| after >= left) {
         return Decision::Stop(Stop::Deadline);
     }
-    Decision::Again { after, reason: wrong.reason }
+    Decision::Again { after, reason: wrong.reason, free: elsewhere }
 }
 
 fn wrong(policy: &Policy, attempted: &Attempted) -> Option<Wrong> {
@@ -419,7 +421,7 @@ mod tests {
     fn what_never_left_waits_before_it_goes_to_an_endpoint_that_failed_already() {
         let alone = Attempted { untried: false, ..get(REFUSED_CONNECT) };
         let policy = Policy::default();
-        let expected = Decision::Again { after: policy.backoff, reason: Reason::Connect };
+        let expected = Decision::Again { after: policy.backoff, reason: Reason::Connect, free: false };
         assert_eq!(decide(&policy, &alone), expected);
         let not_covered = Policy { connect_failure: false, ..policy };
         assert_eq!(decide(&not_covered, &alone), Decision::Stop(Stop::Done));
@@ -465,12 +467,15 @@ mod tests {
     fn retry_after_is_obeyed_within_the_deadline() {
         let policy = Policy::default();
         let asked_for = |seconds| decide(&policy, &get(asked(seconds)));
-        let expected =
-            Decision::Again { after: Duration::from_secs(2) + policy.backoff, reason: Reason::Status };
+        let expected = Decision::Again {
+            after: Duration::from_secs(2) + policy.backoff,
+            reason: Reason::Status,
+            free: false,
+        };
         assert_eq!(asked_for(2), expected);
         assert_eq!(asked_for(15), Decision::Stop(Stop::Deadline));
         let ignored = Policy { retry_after: false, ..Policy::default() };
-        let expected = Decision::Again { after: policy.backoff, reason: Reason::Status };
+        let expected = Decision::Again { after: policy.backoff, reason: Reason::Status, free: false };
         assert_eq!(decide(&ignored, &get(asked(15))), expected);
     }
 

@@ -211,11 +211,11 @@ fn shards_and_mirrors_are_resolved_for_rules_and_for_ports_without_routes() {
             all.iter().map(|to| to.cluster.service.to_string()).collect()
         };
         assert_eq!(names(&calls.shards), ["shop/cart-eu", "shop/cart-us"]);
-        assert_eq!(names(&calls.mirrors), ["shop/shadow"]);
+        assert_eq!(names(&calls.mirrors.to), ["shop/shadow"]);
         assert_eq!(called(&calls.shards[0].cluster), [1, 2]);
-        assert_eq!(calls.mirrors[0].cluster.len(), 0, "it is not known yet");
+        assert_eq!(calls.mirrors.to[0].cluster.len(), 0, "it is not known yet");
     }
-    let shadow = port.calls.mirrors[0].cluster.clone();
+    let shadow = port.calls.mirrors.to[0].cluster.clone();
     let all = ["cart", "cart-eu", "cart-us", "shadow"].map(|name| service(name, Traffic::default(), vec![]));
     publish(&worker, "a", all);
     worker.live();
@@ -232,8 +232,8 @@ fn a_backends_own_mirrors_are_resolved_with_it() {
     publish(&worker, "a", [service("cart", Traffic::default(), rules)]);
     let port = worker.live().by_service(&worker, &name("cart"), 80).expect("the port");
     let [cart, v2] = &port.rules[0].backends[..] else { panic!("two backends") };
-    assert!(cart.mirrors.is_empty());
-    assert_eq!(v2.mirrors[0].cluster.service, name("shadow"));
+    assert!(cart.mirrors.to.is_empty());
+    assert_eq!(v2.mirrors.to[0].cluster.service, name("shadow"));
 }
 
 #[test]
