@@ -9,9 +9,10 @@ use crate::{
 use anyhow::Context;
 use std::path::Path;
 use weft_config::{
-    compile::{self, Caller},
+    compile::{self, Caller, Explanation},
     document::{DocumentKey, Kind, Located},
     error::{Diagnostic, Severity},
+    identity::ServiceName,
     policy,
     snapshot::Snapshot,
 };
@@ -43,6 +44,17 @@ impl Policy {
     /// All of it as the sidecar of this caller would hold it.
     pub(crate) fn snapshot(&self, caller: &Caller) -> Snapshot {
         compile::everything(&self.policy, caller)
+    }
+
+    /// What is decided about the requests of a caller to a port that a rule takes, or that has no routes.
+    pub(crate) fn explain(
+        &self,
+        caller: &Caller,
+        service: &ServiceName,
+        port: u16,
+        rule: Option<&str>,
+    ) -> Option<Explanation> {
+        compile::explain(&self.policy, caller, service, port, rule)
     }
 
     /// The caller that `NAMESPACE` or `NAMESPACE/WORKLOAD` means.

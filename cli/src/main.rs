@@ -6,6 +6,7 @@ mod dashboard;
 mod documents;
 mod excerpt;
 mod exit;
+mod explain;
 mod mesh;
 mod routes;
 mod schema;
@@ -52,6 +53,7 @@ enum Verb {
     Check(check::Options),
     Status(status::Options),
     Routes(routes::Options),
+    Explain(explain::Options),
     Dashboard(dashboard::Options),
     Schema(schema::Options),
     /// Run a sidecar: the same as the program weft-sidecar.
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Verb::Check(options) => check::run(&options, colour),
         Verb::Status(options) => status::run(&options, colour),
         Verb::Routes(options) => routes::run(&options, colour),
+        Verb::Explain(options) => explain::run(&options, colour),
         Verb::Dashboard(options) => dashboard::run(&options),
         Verb::Schema(options) => schema::run(&options),
         Verb::Sidecar(settings) => return weft_sidecar::run(*settings),

@@ -175,6 +175,73 @@ fn routes_speak_json_to_programs() {
     assert_eq!(answer["considered"].as_array().map(Vec::len), Some(2));
 }
 
+const POLICY: &str = "\
+apiVersion: weft.mesh/v1alpha1
+kind: TrafficPolicy
+metadata: { name: product, namespace: shop }
+spec:
+  targetRefs: [{ kind: HTTPRoute, name: product }]
+  retries: { attempts: 1 }
+  circuitBreaker: { consecutiveFailures: 3 }
+";
+
+#[test]
+fn a_request_is_explained_with_the_place_of_every_decision() {
+    let shop = directory(&[("workloads.yaml", WORKLOADS), ("route.yaml", ROUTE), ("policy.yaml", POLICY)]);
+    let ask = ["--from", "shop/product-v1", "GET", "http://product:8080/products"];
+    let run = weft_in(shop.path(), &[&["explain", "."][..], &ask].concat());
+    assert_eq!(run.code, 0, "{}{}", run.out, run.err);
+    let line = |part: &str| {
+        let mut lines = run.out.lines().map(str::trim);
+        lines
+            .find(|line| line.starts_with(part))
+            .unwrap_or_else(|| panic!("no {part}: {}", run.out))
+            .to_owned()
+    };
+    assert!(line("request timeout").ends_with("HTTPRoute shop/product (./route.yaml:10)"));
+    assert!(line("retries").contains("up to 1 more") && line("retries").contains("(./policy.yaml:6)"));
+    assert!(line("circuit breaker").contains("TrafficPolicy shop/product (./policy.yaml:7)"));
+    assert!(line("balancer").ends_with("default"));
+    assert!(run.out.contains("calls to shop/product-v2:8080"), "{}", run.out);
+    assert!(run.out.contains("where shop/product-v1:8080 is served"), "{}", run.out);
+
+    let run = weft_in(shop.path(), &[&["explain", ".", "--json"][..], &ask].concat());
+    let told: serde_json::Value = serde_json::from_str(&run.out).expect("JSON");
+    let retries = told["decisions"]["caller"]
+        .as_array()
+        .and_then(|all| all.iter().find(|decision| decision["decision"] == "retries"));
+    assert_eq!(retries.expect("retries")["from"][0]["document"], "TrafficPolicy shop/product");
+    assert_eq!(told["result"]["rule"], "shop/product#1");
+    assert_eq!(told["decisions"]["backends"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_request_that_goes_nowhere_is_explained_as_far_as_it_gets() {
+    let shop = shop();
+    let run = weft_in(shop.path(), &["explain", ".", "--from", "shop", "GET", "http://product:8080/other"]);
+    assert_eq!(run.code, 1, "{}", run.out);
+    assert!(run.out.contains("404") && !run.out.contains("retries"), "{}", run.out);
+}
+
+#[test]
+fn a_route_for_one_caller_is_taken_by_that_caller() {
+    let route = ROUTE
+        .replace("{ name: x-canary, value: \"1\" }", "{ name: weft-source-workload, value: product-v1 }");
+    let shop = directory(&[("workloads.yaml", WORKLOADS), ("route.yaml", &route)]);
+    let taken = |from: &str| {
+        let run = weft_in(
+            shop.path(),
+            &["routes", ".", "--json", "--from", from, "GET", "http://product:8080/products"],
+        );
+        let answer: serde_json::Value = serde_json::from_str(&run.out).expect("JSON");
+        (answer["result"]["rule"].clone(), answer["considered"][0]["reason"].clone())
+    };
+    assert_eq!(taken("shop/product-v1"), ("shop/product#0".into(), serde_json::Value::Null));
+    let why = "the caller's workload is `product-v2`";
+    assert_eq!(taken("shop/product-v2"), ("shop/product#1".into(), why.into()));
+    assert_eq!(taken("shop").1, "the caller's workload is not known");
+}
+
 #[test]
 fn every_kind_has_a_schema() {
     let home = directory(&[]);
@@ -202,6 +269,8 @@ fn a_command_line_that_makes_no_sense_ends_with_64() {
         &["up", "no-such-directory"],
         &["routes", ".", "G E T", "http://a/"],
         &["routes", "GET"],
+        &["explain", "GET"],
+        &["explain", ".", "--from", "shop/nobody", "GET", "http://a/"],
         &["status", "--mesh", "nonsense"],
         &["completion", "cmd.exe"],
         &["sidecar", "--admin", "0.0.0.0:15000"],
@@ -215,9 +284,18 @@ fn a_command_line_that_makes_no_sense_ends_with_64() {
 #[test]
 fn help_is_no_error_and_has_examples() {
     let home = directory(&[]);
-    for verb in
-        ["up", "check", "status", "routes", "dashboard", "schema", "completion", "sidecar", "control-plane"]
-    {
+    for verb in [
+        "up",
+        "check",
+        "status",
+        "routes",
+        "explain",
+        "dashboard",
+        "schema",
+        "completion",
+        "sidecar",
+        "control-plane",
+    ] {
         let run = weft_in(home.path(), &[verb, "--help"]);
         assert_eq!(run.code, 0, "{verb}");
         assert!(run.out.contains("Usage: weft"), "{verb}: {}", run.out);
@@ -241,7 +319,13 @@ fn completion_scripts_know_the_verbs() {
 #[test]
 fn without_a_mesh_the_message_says_how_to_get_one() {
     let home = directory(&[]);
-    for verb in [&["status"][..], &["dashboard"], &["routes", "GET", "http://a/"], &["check"]] {
+    for verb in [
+        &["status"][..],
+        &["dashboard"],
+        &["explain", "GET", "http://a/"],
+        &["routes", "GET", "http://a/"],
+        &["check"],
+    ] {
         let run = weft_in(home.path(), verb);
         assert_eq!(run.code, 1, "{verb:?}");
         assert!(run.err.contains("weft up") && run.err.contains("--mesh"), "{verb:?}: {}", run.err);

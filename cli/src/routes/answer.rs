@@ -15,7 +15,7 @@ use weft_config::{
 use weft_control_plane::status::Status;
 
 /// What becomes of a request.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     considered: Vec<Considered>,
     called: Option<Called>,
     verdict: Verdict,
@@ -25,6 +25,15 @@ struct Called {
     service: ServiceName,
     port: u16,
     protocol: AppProtocol,
+}
+
+/// What a request takes.
+pub(crate) struct Taken<'a> {
+    pub(crate) service: &'a ServiceName,
+    pub(crate) port: u16,
+    pub(crate) rule: Option<&'a str>,
+    /// True for opaque bytes, about whose requests nothing is decided.
+    pub(crate) opaque: bool,
 }
 
 enum Verdict {
@@ -124,7 +133,7 @@ impl Answer {
     }
 
     /// True if the request reaches somebody.
-    pub(super) fn is_forwarded(&self) -> bool {
+    pub(crate) fn is_forwarded(&self) -> bool {
         let valid = |destinations: &[Destination]| destinations.iter().any(|d| d.invalid.is_none());
         match &self.verdict {
             Verdict::Outside { allowed } => *allowed,
@@ -134,8 +143,21 @@ impl Answer {
         }
     }
 
+    /// The port that the request goes to and the rule that it takes there, or none if there are no routes; `None` if
+    /// it goes nowhere in the mesh.
+    pub(crate) fn taken(&self) -> Option<Taken<'_>> {
+        let called = self.called.as_ref()?;
+        let (rule, opaque) = match &self.verdict {
+            Verdict::Forward { rule, .. } => (Some(&**rule), false),
+            Verdict::Direct(_) => (None, false),
+            Verdict::Opaque(_) => (None, true),
+            _ => return None,
+        };
+        Some(Taken { service: &called.service, port: called.port, rule, opaque })
+    }
+
     /// For people.
-    pub(super) fn to_text(&self, question: &Question, palette: Palette) -> String {
+    pub(crate) fn to_text(&self, question: &Question, palette: Palette) -> String {
         let mut text = format!(
             "{} {}{}{}  {}\n",
             palette.paint(Style::Bold, question.method.as_str()),
@@ -221,7 +243,7 @@ impl Answer {
     }
 
     /// For programs.
-    pub(super) fn to_json(&self, question: &Question) -> Value {
+    pub(crate) fn to_json(&self, question: &Question) -> Value {
         let considered: Vec<Value> = self
             .considered
             .iter()

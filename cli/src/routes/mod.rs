@@ -9,9 +9,11 @@ use crate::{
     mesh,
     terminal::{self, ColourChoice, Palette},
 };
-use answer::{Answer, Endpoints};
+pub(crate) use answer::Answer;
+use answer::Endpoints;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use std::path::PathBuf;
+use weft_config::compile::Caller;
 
 /// Show which route a request would take, and why.
 ///
@@ -22,12 +24,20 @@ use std::path::PathBuf;
     override_usage = "weft routes [OPTIONS] [DIRECTORY] <METHOD> <URL>",
     after_help = "Examples:
   weft routes --from shop GET http://product:8080/products/7
+  weft routes --from shop/cart GET http://product:8080/products/7
   weft routes examples/shop --from shop GET http://product:8080/ -H 'x-canary: 1'
   weft routes --mesh 127.0.0.1:15080 --from shop POST http://inventory:50051/shop.Inventory/Reserve
 
 Exit code 1 if the request would not be forwarded anywhere."
 )]
 pub(crate) struct Options {
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// Which request of whom, and by which policy.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Asked {
     /// METHOD URL, or DIRECTORY METHOD URL to ask files in place of the running mesh.
     #[arg(value_name = "METHOD URL", required = true)]
     request: Vec<String>,
@@ -41,12 +51,54 @@ pub(crate) struct Options {
     headers: Vec<(HeaderName, HeaderValue)>,
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
+}
+
+/// What was asked, and the policy that answers it.
+pub(crate) struct Found {
+    pub(crate) question: Question,
+    pub(crate) caller: Caller,
+    pub(crate) policy: documents::Policy,
+    pub(crate) answer: Answer,
+}
+
+impl Asked {
+    /// Reads the policy and finds what becomes of the request.
+    pub(crate) fn find(&self, colour: ColourChoice) -> Result<Found, Failure> {
+        let (directory, method, url) = match self.request.as_slice() {
+            [method, url] => (None, method, url),
+            [directory, method, url] => (Some(PathBuf::from(directory)), method, url),
+            _ => return Err(Failure::Usage("expected [DIRECTORY] METHOD URL".into())),
+        };
+        if directory.is_some() && self.target.mesh.is_some() {
+            return Err(Failure::Usage("give a directory or --mesh, not both".into()));
+        }
+        let question = question(method, url, &self.headers, &self.from)?;
+        let (policy, endpoints) = match &directory {
+            Some(directory) => {
+                let policy = documents::read(directory)?;
+                // A broken document can be the very reason for a surprise: what is wrong is shown first.
+                terminal::err(&documents::render(
+                    &policy.diagnostics,
+                    &mut Sources::default(),
+                    Palette::stderr(colour),
+                ));
+                (policy, Endpoints::default())
+            }
+            None => {
+                let address = self.target.address()?;
+                (documents::in_force(&address)?, Endpoints::of(&mesh::status(&address)?))
+            }
+        };
+        let caller = policy.caller(&self.from)?;
+        let answer = Answer::find(&policy.snapshot(&caller), &endpoints, &question);
+        Ok(Found { question, caller, policy, answer })
+    }
 }
 
 /// The request in question.
 #[derive(Clone, Debug)]
-pub(super) struct Question {
+pub(crate) struct Question {
     pub(super) method: Method,
     pub(super) host: String,
     pub(super) port: u16,
@@ -59,35 +111,8 @@ pub(super) struct Question {
 
 /// Runs the verb.
 pub(crate) fn run(options: &Options, colour: ColourChoice) -> Result<(), Failure> {
-    let (directory, method, url) = match options.request.as_slice() {
-        [method, url] => (None, method, url),
-        [directory, method, url] => (Some(PathBuf::from(directory)), method, url),
-        _ => return Err(Failure::Usage("expected [DIRECTORY] METHOD URL".into())),
-    };
-    if directory.is_some() && options.target.mesh.is_some() {
-        return Err(Failure::Usage("give a directory or --mesh, not both".into()));
-    }
-    let question = question(method, url, &options.headers, &options.from)?;
-    let (policy, endpoints) = match &directory {
-        Some(directory) => {
-            let policy = documents::read(directory)?;
-            // A broken document can be the very reason for a surprise: what is wrong is shown first.
-            terminal::err(&documents::render(
-                &policy.diagnostics,
-                &mut Sources::default(),
-                Palette::stderr(colour),
-            ));
-            (policy, Endpoints::default())
-        }
-        None => {
-            let address = options.target.address()?;
-            (documents::in_force(&address)?, Endpoints::of(&mesh::status(&address)?))
-        }
-    };
-    let caller = policy.caller(&options.from)?;
-    let snapshot = policy.snapshot(&caller);
-    let answer = Answer::find(&snapshot, &endpoints, &question);
-    if options.json {
+    let Found { question, answer, .. } = options.asked.find(colour)?;
+    if options.asked.json {
         terminal::out(&format!("{:#}\n", answer.to_json(&question)));
     } else {
         terminal::out(&answer.to_text(&question, Palette::stdout(colour)));

@@ -10,6 +10,7 @@ mod caller;
 mod calls;
 mod conditions;
 mod deprecation;
+mod explain;
 mod filters;
 mod findings;
 mod mesh;
@@ -22,6 +23,8 @@ mod traffic;
 mod workload;
 
 pub use caller::{Caller, SOURCE_NAMESPACE, SOURCE_SERVICE_ACCOUNT, SOURCE_WORKLOAD, SOURCES};
+
+pub use explain::{AtBackend, Decision, Explanation, SaidBy, explain};
 
 pub(crate) use attached::speaks_of_endpoints;
 pub(crate) use findings::Findings;
