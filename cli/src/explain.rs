@@ -75,9 +75,10 @@ fn to_text(told: &Explanation, palette: Palette) -> String {
                 true => "default".to_owned(),
                 false => decision.sources.iter().map(source).collect::<Vec<_>>().join(", "),
             };
-            vec![decision.part.to_owned(), decision.value.clone(), by]
+            // What is decided can be long, so it comes last.
+            vec![decision.part.to_owned(), by, decision.value.clone()]
         };
-        let mut rows = vec![["DECISION", "VALUE", "FROM"].map(str::to_owned).to_vec()];
+        let mut rows = vec![["DECISION", "FROM", "VALUE"].map(str::to_owned).to_vec()];
         rows.extend(decisions.iter().map(row));
         for line in table(&rows, palette).lines() {
             text.push_str(&format!("  {line}\n"));
