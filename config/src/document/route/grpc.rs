@@ -57,7 +57,8 @@ pub struct GrpcRouteRule {
 pub struct GrpcRouteMatch {
     /// The service and method. Left out, any.
     pub method: Option<GrpcMethodMatch>,
-    /// Headers (gRPC metadata), all of.
+    /// Headers (gRPC metadata), all of. The names `weft-source-workload`, `weft-source-service-account` and
+    /// `weft-source-namespace` stand for who calls, and no call can pretend to them.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatch>,

@@ -68,7 +68,8 @@ pub struct HttpRouteMatch {
     /// The path, without the query. Default: the prefix `/`.
     #[serde(default)]
     pub path: HttpPathMatch,
-    /// Headers, all of.
+    /// Headers, all of. The names `weft-source-workload`, `weft-source-service-account` and `weft-source-namespace`
+    /// stand for who calls, and no request can pretend to them.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatch>,
@@ -240,17 +241,18 @@ pub struct HttpTimeouts {
     pub backend_request: Option<PolicyDuration>,
 }
 
-/// When a failed request is tried again (experimental channel).
+/// When a failed request is tried again (experimental channel). It adds to what a TrafficPolicy (or its default) says:
+/// failures of the connection and timeouts are tried again too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRetry {
-    /// Statuses that are tried again. Example: `[502, 503, 504]`.
+    /// Further statuses that are tried again. Example: `[500]`.
     #[serde(default)]
     #[schemars(length(max = 200), inner(range(min = 400, max = 599)))]
     pub codes: Vec<u16>,
-    /// How often it is tried again, beyond the first attempt. Example: `2`.
+    /// How often it is tried again, beyond the first attempt. Default: a TrafficPolicy's `retries.attempts`.
     #[schemars(range(min = 0, max = 10))]
     pub attempts: Option<u32>,
-    /// The least wait before another attempt. Example: `100ms`.
+    /// The least wait before another attempt; a TrafficPolicy's `retries.backoff` comes on top of it. Example: `100ms`.
     pub backoff: Option<PolicyDuration>,
 }

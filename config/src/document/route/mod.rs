@@ -123,7 +123,7 @@ pub struct HeaderMatch {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SessionPersistence {
-    /// The name of the cookie or header that carries the session.
+    /// The name of the cookie or header that carries the session. Default: one made from the rule's name.
     #[schemars(length(min = 1, max = 128), extend("format" = "token"))]
     pub session_name: Option<String>,
     /// The session ends this long after it began. Required for a `Permanent` cookie. Example: `24h`.

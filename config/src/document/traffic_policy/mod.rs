@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 pub type TrafficPolicy = Resource<TrafficPolicySpec>;
 
 /// Every part is optional, and what is left out keeps its default. A policy on a route's rule goes before one on the
-/// route, and that before one on the Service, part by part.
+/// route, that before one on the port that is called, and that before one on the Service, part by part. What is said of
+/// endpoints (`loadBalancer`, `connections`, `circuitBreaker`, `outlierEjection`, `healthCheck`, `retries.budget`,
+/// `timeouts.connect`) comes from the policies on the backend's own Service, unless one on the route says it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
@@ -40,7 +42,8 @@ pub struct TrafficPolicySpec {
     pub circuit_breaker: Option<CircuitBreaker>,
     /// Leaves out endpoints that do worse than the others.
     pub outlier_ejection: Option<OutlierEjection>,
-    /// Limits on how many calls pass; above, 429.
+    /// Limits on how many calls pass; above, 429. On a Service they are counted where it is served, on a route at each
+    /// caller.
     #[serde(default)]
     #[schemars(length(max = 32))]
     pub rate_limits: Vec<RateLimit>,
@@ -57,7 +60,7 @@ pub struct TrafficPolicySpec {
     pub faults: Vec<Fault>,
     /// Asks endpoints whether they are well. Left out, only what calls tell counts.
     pub health_check: Option<HealthCheck>,
-    /// How many calls the application gets at once.
+    /// How many calls the application gets at once. Only on a Service.
     pub concurrency: Option<Concurrency>,
     /// Marks what is called as going away: answers carry `Deprecation` and `Sunset`, and its callers are counted.
     pub deprecation: Option<Deprecation>,
