@@ -127,7 +127,9 @@ pub struct Shard {
     pub pinned: Vec<String>,
 }
 
-/// Asks endpoints whether they are well: exactly one of `http`, `grpc` and `tcp`.
+/// Asks endpoints whether they are well: exactly one of `http`, `grpc` and `tcp`. Every sidecar that calls the service
+/// asks for itself, with `user-agent: weft-health-check` and as its own workload: the service's AuthorizationPolicies must
+/// allow that. A new endpoint counts as well until it fails.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("exactlyOne" = ["http", "grpc", "tcp"]))]
@@ -178,7 +180,8 @@ pub struct GrpcHealthCheck {
     pub service: Option<String>,
 }
 
-/// Asks by a TCP connect. It has no settings: write `tcp: {}`.
+/// Asks by a TCP connect. It has no settings: write `tcp: {}`. Where there is a sidecar it is the sidecar that is asked, by
+/// an mTLS handshake for the port: that tells of the way there, and not of the application.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpHealthCheck {}

@@ -115,7 +115,7 @@ fn queues(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     );
     let mut refused = Family::counter(
         "weft_pending_overflow_total",
-        "Requests that failed at once because as many as may be waited for a connection already.",
+        "Attempts that failed at once because as many as may be waited for a connection already.",
     );
     for (name, series, _) in metrics.services.all() {
         for direction in Direction::ALL {
