@@ -208,6 +208,7 @@ fn describe(worker: &Worker) -> Vec<Value> {
                     "connections_idle": idle,
                     "connections_busy": busy,
                     "connections_http2": http2,
+                    "health_check": cluster.last_health_check(endpoint),
                 });
                 add(&mut row, endpoint.standing.describe(now));
                 row
@@ -218,6 +219,7 @@ fn describe(worker: &Worker) -> Vec<Value> {
             "port": cluster.port,
             "rule": cluster.rule.as_deref(),
             "worker": worker.shard.worker(),
+            "requests_waiting": cluster.series.queue(Direction::Outbound).waiting(),
             "endpoints": endpoints,
         });
         add(&mut told, cluster.guard.describe(now));

@@ -84,12 +84,21 @@ impl Pair {
         .await;
     }
 
+    async fn endpoints(&self) -> Vec<serde_json::Value> {
+        let clusters = self.caller.admin("/clusters").await;
+        let all = clusters.as_array().into_iter().flatten();
+        all.flat_map(|cluster| cluster["endpoints"].as_array().cloned().unwrap_or_default()).collect()
+    }
+
     /// Makes the first sick and well again, and sees who is called.
-    async fn goes_where_endpoints_are_well(&self) {
+    async fn goes_where_endpoints_are_well(&self, why: &str) {
         let client = Client::new(self.caller.outbound());
         self.healthy(2.0).await;
         self.health[0].store(500, Relaxed);
         self.healthy(1.0).await;
+        let endpoints = self.endpoints().await;
+        let told = endpoints.iter().any(|e| e["state"] == "unhealthy" && e["health_check"] == why);
+        assert!(told, "{endpoints:?}");
         for _ in 0..30 {
             assert_eq!(client.get(URL).await.text(), "1");
         }
@@ -107,7 +116,7 @@ async fn an_endpoint_that_fails_its_http_health_check_gets_no_calls() {
     let policy =
         "healthCheck: { http: { path: /health }, interval: 100ms, timeout: 100ms, unhealthyThreshold: 2 }";
     let pair = pair("http", 1, policy, "").await;
-    pair.goes_where_endpoints_are_well().await;
+    pair.goes_where_endpoints_are_well("it answered 500").await;
     let asked = pair.apps[0].asked();
     let check = asked.iter().find(|asked| asked.path == "/health").expect("was asked");
     assert_eq!(check.header("user-agent"), "weft-health-check");
@@ -122,7 +131,10 @@ async fn an_endpoint_that_fails_its_http_health_check_gets_no_calls() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_that_says_it_does_not_serve_gets_no_calls_from_any_worker() {
     let policy = "healthCheck: { grpc: {}, interval: 100ms, timeout: 100ms }";
-    pair("http2", 2, policy, "").await.goes_where_endpoints_are_well().await;
+    pair("http2", 2, policy, "")
+        .await
+        .goes_where_endpoints_are_well("it answered with serving status 2")
+        .await;
 }
 
 /// A health check is a call like any other: the callee's authorization holds for it.

@@ -339,6 +339,11 @@ impl Cluster {
         }
     }
 
+    /// How the last active health check of an endpoint went, if this worker makes it.
+    pub(crate) fn last_health_check(&self, endpoint: &Endpoint) -> Option<Rc<str>> {
+        self.checks.last(endpoint)
+    }
+
     /// Each endpoint, for `/clusters`.
     pub(crate) fn endpoints(&self) -> Vec<Rc<Endpoint>> {
         self.state.borrow().endpoints.clone()

@@ -133,6 +133,13 @@ impl Checks {
         self.0.borrow().checkers.is_empty()
     }
 
+    /// How the last question to an endpoint went, if it is this worker that asks it: `ok`, or why it was not.
+    pub(crate) fn last(&self, endpoint: &Endpoint) -> Option<Rc<str>> {
+        let state = self.0.borrow();
+        let checker = state.checkers.iter().find(|checker| checker.is_for(endpoint))?;
+        checker.last.borrow().clone()
+    }
+
     /// Begins to ask endpoints that are new and stops asking those that are gone; asks the others otherwise if `setup`
     /// is another. What is known of those that stay remains. Call it about once a second, within a `LocalSet`.
     pub(crate) fn reconcile(
@@ -177,6 +184,7 @@ struct Checker {
     claim: Claim,
     series: Arc<ServiceSeries>,
     well: Rc<Cell<bool>>,
+    last: Rc<RefCell<Option<Rc<str>>>>,
     task: Option<(Rc<Setup>, AbortHandle)>,
 }
 
@@ -188,6 +196,7 @@ impl Checker {
             claim,
             series: series.clone(),
             well: Rc::new(Cell::new(true)),
+            last: Rc::default(),
             task: None,
         }
     }
@@ -211,6 +220,7 @@ impl Checker {
             standing: self.claim.standing.clone(),
             series: self.series.clone(),
             well: self.well.clone(),
+            last: self.last.clone(),
         };
         self.task = Some((setup.clone(), spawn_local(round.run()).abort_handle()));
     }
@@ -234,6 +244,7 @@ struct Round {
     standing: Arc<Standing>,
     series: Arc<ServiceSeries>,
     well: Rc<Cell<bool>>,
+    last: Rc<RefCell<Option<Rc<str>>>>,
 }
 
 impl Round {
@@ -246,9 +257,18 @@ impl Round {
             next = tokio::time::Instant::now() + jittered(check.interval, fastrand::f64());
             let (result, detail) = self.target.ask(&self.setup).await;
             self.series.health().count(result);
+            self.tell(result, &detail);
             if let Some(well) = streak.observe(result == HealthResult::Ok, check) {
                 self.turn(well, &detail);
             }
+        }
+    }
+
+    /// Keeps what was heard for `/clusters`.
+    fn tell(&self, result: HealthResult, detail: &str) {
+        let said = if detail.is_empty() { result.name() } else { detail };
+        if self.last.borrow().as_deref() != Some(said) {
+            *self.last.borrow_mut() = Some(said.into());
         }
     }
 

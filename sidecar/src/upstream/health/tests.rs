@@ -281,9 +281,11 @@ fn a_sick_endpoint_gets_no_calls_until_it_is_well_again() {
         status.store(500, Relaxed);
         until(|| is_unhealthy(&endpoint)).await;
         assert_eq!(fixture.series.health().well(), Some(0));
+        assert_eq!(checks.last(&endpoint).as_deref(), Some("it answered 500"));
         status.store(200, Relaxed);
         until(|| !is_unhealthy(&endpoint)).await;
         assert_eq!(fixture.series.health().well(), Some(1));
+        assert_eq!(checks.last(&endpoint).as_deref(), Some("ok"));
     });
 }
 
