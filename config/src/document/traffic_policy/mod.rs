@@ -60,7 +60,7 @@ pub struct TrafficPolicySpec {
     pub faults: Vec<Fault>,
     /// Asks endpoints whether they are well. Left out, only what calls tell counts.
     pub health_check: Option<HealthCheck>,
-    /// How many calls the application gets at once. Only on a Service.
+    /// How many calls the application gets at once, on each of its ports. Only on a Service.
     pub concurrency: Option<Concurrency>,
     /// Marks what is called as going away: answers carry `Deprecation` and `Sunset`, and its callers are counted.
     pub deprecation: Option<Deprecation>,
