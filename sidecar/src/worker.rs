@@ -324,6 +324,15 @@ impl Worker {
         endpoint
     }
 
+    /// Takes over what policy says now about calls that our application gets: those that wait for their turn cannot wait
+    /// for the next call to bring it in.
+    pub(crate) fn readmit(&self) {
+        let live = self.live();
+        for (served, _) in self.apps.borrow().iter() {
+            live.admission(self, served);
+        }
+    }
+
     /// Closes connections that have been idle for too long, forgets what policy no longer names, and sees to it that
     /// endpoints are asked for their health. Called about once a second.
     pub(crate) fn sweep(&self) {

@@ -110,6 +110,7 @@ async fn run(
                     return;
                 }
                 upstreams.reconcile(&worker);
+                worker.readmit();
             }
             _ = tick.tick() => {
                 worker.sweep();

@@ -16,6 +16,7 @@ pub struct Instance {
     labels: String,
     more: String,
     also: Vec<u16>,
+    workers: u16,
     app: Backend,
 }
 
@@ -30,6 +31,7 @@ impl Instance {
             labels: String::new(),
             more: String::new(),
             also: Vec::new(),
+            workers: 1,
             app,
         }
     }
@@ -49,6 +51,12 @@ impl Instance {
     /// Whose application is also behind this port, of a Service that a document says more about.
     pub fn also(mut self, port: u16) -> Self {
         self.also.push(port);
+        self
+    }
+
+    /// Whose sidecar has so many worker threads.
+    pub fn workers(mut self, workers: u16) -> Self {
+        self.workers = workers;
         self
     }
 
@@ -113,7 +121,7 @@ impl Stage {
             *services.entry(&instance.service).or_default() += 1;
         }
         let beside = instances.iter().map(|instance| {
-            let beside = Beside::new(&instance.name).account(&instance.service);
+            let beside = Beside::new(&instance.name).account(&instance.service).workers(instance.workers);
             let ports = instance.also.iter().chain([&instance.port]);
             mesh.sidecar(ports.fold(beside, |beside, port| beside.app(*port, instance.app.address())))
         });

@@ -90,7 +90,7 @@ async fn result(what: &str, call: JoinHandle<Answer>) -> Answer {
 
 async fn gated(policy: &str) -> (Stage, Gate, Arc<Client>) {
     let gate = Gate::closed();
-    let stage = Stage::set("", [Instance::new("product", gate.app().await)]).await;
+    let stage = Stage::set("", [Instance::new("product", gate.app().await).workers(2)]).await;
     stage.change("load.yaml", &concurrency(policy)).await;
     let client = Arc::new(Client::new(stage.caller.outbound()));
     (stage, gate, client)
@@ -171,7 +171,7 @@ async fn health_checks_of_priority_100_get_through_overload() {
         tokio::time::sleep(Duration::from_millis(5)).await;
         Ok(http::Response::new(full("well")))
     });
-    let stage = Stage::set(&policy, [Instance::new("product", app.await)]).await;
+    let stage = Stage::set(&policy, [Instance::new("product", app.await).workers(2)]).await;
     let proxy = stage.caller.outbound();
     let browsing: Vec<_> = (0..16)
         .map(|_| {
@@ -211,7 +211,7 @@ async fn an_adaptive_limit_stays_within_its_bounds() {
             Ok(http::Response::new(full("done")))
         }
     });
-    let stage = Stage::set(&policy, [Instance::new("product", app.await)]).await;
+    let stage = Stage::set(&policy, [Instance::new("product", app.await).workers(2)]).await;
     let client = &stage.client;
     for _ in 0..5 {
         let calls = (0..40).map(|_| client.get(URL));

@@ -58,7 +58,7 @@ fn expect_refused(answer: &Answer, name: &str) {
 async fn a_limit_on_a_service_holds_for_all_callers_together_and_is_told_to_them() {
     let (app, reached) = counting().await;
     let policy = limits(&["{ name: all, requests: 3, per: 1h }"]) + &calling("other");
-    let stage = Stage::set(&policy, [Instance::new("product", app)]).await;
+    let stage = Stage::set(&policy, [Instance::new("product", app).workers(2)]).await;
     let (_other, other) = stage.another("other").await;
     for (turn, client) in [&stage.client, &other, &stage.client].into_iter().enumerate() {
         let answer = client.get(URL).await;
@@ -88,7 +88,7 @@ async fn a_limit_on_a_service_holds_for_all_callers_together_and_is_told_to_them
 async fn callers_by_identity_have_buckets_of_their_own() {
     let (app, reached) = counting().await;
     let policy = limits(&["{ name: each, requests: 2, per: 1h, key: [{ identity: true }] }"]);
-    let stage = Stage::set(&(policy + &calling("other")), [Instance::new("product", app)]).await;
+    let stage = Stage::set(&(policy + &calling("other")), [Instance::new("product", app).workers(2)]).await;
     let (_other, other) = stage.another("other").await;
     assert_eq!(statuses(&stage.client, &[], 4).await, [200, 200, 429, 429]);
     assert_eq!(statuses(&other, &[], 3).await, [200, 200, 429], "what one caller takes is not the other's");
@@ -104,7 +104,7 @@ async fn each_value_of_a_header_or_query_parameter_has_its_own_bucket() {
         "{ name: user, requests: 2, per: 1h, key: [{ header: x-user }], headers: [{ type: RegularExpression, name: x-user, value: '.+' }] }",
         "{ name: anonymous, requests: 1, per: 1h, key: [{ query: tenant }], methods: [POST] }",
     ]);
-    let stage = Stage::set(&policy, [Instance::new("product", app)]).await;
+    let stage = Stage::set(&policy, [Instance::new("product", app).workers(2)]).await;
     for user in ["ann", "ben"] {
         assert_eq!(statuses(&stage.client, &[("x-user", user)], 3).await, [200, 200, 429], "{user}");
     }
@@ -128,7 +128,8 @@ async fn a_limit_on_a_route_is_counted_at_each_caller() {
     );
     let target = "{ kind: HTTPRoute, name: product, sectionName: dear }";
     let limit = traffic_policy("dear", target, &["rateLimits: [{ name: few, requests: 2, per: 1h }]"]);
-    let stage = Stage::set(&(routes + &limit + &calling("other")), [Instance::new("product", app)]).await;
+    let stage =
+        Stage::set(&(routes + &limit + &calling("other")), [Instance::new("product", app).workers(2)]).await;
     let (_other, other) = stage.another("other").await;
     for client in [&stage.client, &other] {
         for turn in 0..3 {
@@ -149,7 +150,7 @@ async fn a_limit_on_a_route_is_counted_at_each_caller() {
 async fn changed_numbers_find_what_was_taken() {
     let (app, _) = counting().await;
     let policy = |requests| limits(&[&format!("{{ name: all, requests: {requests}, per: 1h }}")]);
-    let stage = Stage::set("", [Instance::new("product", app)]).await;
+    let stage = Stage::set("", [Instance::new("product", app).workers(2)]).await;
     stage.change("limits.yaml", &policy(4)).await;
     assert_eq!(statuses(&stage.client, &[], 5).await, [200, 200, 200, 200, 429]);
     stage.change("limits.yaml", &policy(7)).await;

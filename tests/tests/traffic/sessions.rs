@@ -4,7 +4,7 @@ use crate::{grpc, grpc_app, grpc_status};
 use std::{collections::BTreeSet, time::Duration};
 use weft_tests::{
     Answer, Backend, PATIENCE, eventually,
-    stage::{Instance, Stage, route},
+    stage::{Instance, Stage, route, traffic_policy},
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -18,13 +18,15 @@ fn persistent(session: &str, more: &str) -> String {
     route("HTTPRoute", "product", &[&rule])
 }
 
-/// Three endpoints of product.
+/// Three endpoints of product, which calls without a session go to in turn.
 async fn three(session: &str) -> Stage {
     let mut instances = Vec::new();
     for name in NAMES {
         instances.push(Instance::new(name, Backend::text(name).await).of("product"));
     }
-    let stage = Stage::set("", instances).await;
+    let turns = ["loadBalancer: { algorithm: roundRobin }"];
+    let policy = traffic_policy("turns", "{ kind: Service, name: product }", &turns);
+    let stage = Stage::set(&policy, instances).await;
     stage.change("route.yaml", &persistent(session, "")).await;
     stage
 }
@@ -40,7 +42,7 @@ fn cookie(answer: &Answer) -> (&str, &str) {
 /// Everywhere that so many calls without a session go.
 async fn anywhere(stage: &Stage) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
-    for _ in 0..60 {
+    for _ in 0..12 {
         seen.insert(stage.client.get(URL).await.text().to_owned());
     }
     seen
