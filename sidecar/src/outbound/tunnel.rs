@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Kind},
     io::Io,
     message::split_authority,
-    upstream::{InFlight, Preference},
+    upstream::{Entry, InFlight, Outcome, Preference},
 };
 use http::uri::Authority;
 use std::time::Instant;
@@ -69,8 +69,13 @@ impl Outbound {
         }
     }
 
-    /// Opens an opaque connection to a service; tries each endpoint at most once, three in all.
-    pub(crate) async fn open_tcp(&self, service: &ServiceName, port: u16) -> Result<(Io, InFlight), Error> {
+    /// Opens an opaque connection to a service; tries each endpoint at most once, three in all. What comes with it holds
+    /// its place among what is in flight. Of an endpoint it tells only whether connections come about.
+    pub(crate) async fn open_tcp(
+        &self,
+        service: &ServiceName,
+        port: u16,
+    ) -> Result<(Io, (InFlight, Entry)), Error> {
         let worker = &self.worker;
         let mut live = worker.live();
         if live.by_service(worker, service, port).is_none() {
@@ -82,17 +87,34 @@ impl Outbound {
         let cluster = &found.own.cluster;
         let mut tried = Vec::new();
         let bounds = &cluster.traffic().bounds;
+        let entry = cluster.guard.enter(Instant::now())?;
         loop {
-            let flight =
-                cluster.pick(&Preference { tried: &tried, ..Preference::default() }, Instant::now())?;
+            let begun = Instant::now();
+            let flight = cluster.pick(&Preference { tried: &tried, ..Preference::default() }, begun)?;
             let endpoint = flight.endpoint().clone();
+            let verdict = match entry.attempt(&endpoint.standing, begun) {
+                Ok(verdict) => verdict,
+                Err(refused) => {
+                    tried.push(endpoint);
+                    if tried.len() >= cluster.len().min(3) {
+                        return Err(entry.refused(refused));
+                    }
+                    continue;
+                }
+            };
             let limits = &live.snapshot.mesh.limits;
             let connected = worker
                 .connector
                 .connect(&endpoint.place, service, port, MeshProtocol::Tcp, bounds, limits)
                 .await;
+            let now = Instant::now();
+            let outcome = match &connected {
+                Ok(_) => Outcome::Success,
+                Err(error) => Outcome::of_error(error.kind),
+            };
+            verdict.record(outcome, now - begun, now);
             match connected {
-                Ok(io) => return Ok((io, flight)),
+                Ok(io) => return Ok((io, (flight, entry))),
                 Err(error) => {
                     tried.push(endpoint);
                     if tried.len() >= cluster.len().min(3) {

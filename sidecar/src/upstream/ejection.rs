@@ -425,7 +425,7 @@ mod tests {
                     told.iter().rev().take_while(|o| of(**o)).count() as u32
                 };
                 let (g, e) = (streak(&|o| o == GatewayError), streak(&|o| o != Success));
-                let due = |count: u32, limit: u32| limit > 0 && count > 0 && count % limit == 0;
+                let due = |count: u32, limit: u32| limit > 0 && count > 0 && count.is_multiple_of(limit);
                 let expected = if due(g, gateway) { Some(Cause::GatewayErrors) }
                     else if due(e, server) { Some(Cause::ServerErrors) }
                     else { None };

@@ -224,9 +224,6 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// In place of a breaker's position.
-const ABSENT: u8 = u8::MAX;
-
 #[repr(align(128))]
 struct ServiceCells {
     attempts: [Cell; AttemptResult::COUNT],

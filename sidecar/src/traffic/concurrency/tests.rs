@@ -243,7 +243,7 @@ fn shed(metrics: &Metrics, reason: &str) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_call_waits_for_its_turn_and_no_longer_than_policy_says() {
     let (metrics, limiter) = limiter(1, 5);
-    let permit = limiter.acquire(50).await.ok().expect("goes");
+    let permit = limiter.acquire(50).await.expect("goes");
     let waiting = tokio::spawn({
         let limiter = limiter.clone();
         async move { limiter.acquire(50).await.map(drop) }
@@ -251,7 +251,7 @@ async fn a_call_waits_for_its_turn_and_no_longer_than_policy_says() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     drop(permit);
     waiting.await.unwrap().expect("its turn came");
-    let _permit = limiter.acquire(50).await.ok().expect("goes");
+    let _permit = limiter.acquire(50).await.expect("goes");
     let start = tokio::time::Instant::now();
     let error = limiter.acquire(50).await.err().expect("too long");
     assert_eq!(start.elapsed(), Duration::from_millis(100));
@@ -263,7 +263,7 @@ async fn a_call_waits_for_its_turn_and_no_longer_than_policy_says() {
 #[tokio::test(start_paused = true)]
 async fn who_is_displaced_hears_of_it_at_once() {
     let (metrics, limiter) = limiter(1, 1);
-    let _permit = limiter.acquire(50).await.ok().expect("goes");
+    let _permit = limiter.acquire(50).await.expect("goes");
     let start = tokio::time::Instant::now();
     let low = tokio::spawn({
         let limiter = limiter.clone();
@@ -285,7 +285,7 @@ async fn who_is_displaced_hears_of_it_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_goes_away_leaves_the_queue() {
     let (metrics, limiter) = limiter(1, 1);
-    let permit = limiter.acquire(50).await.ok().expect("goes");
+    let permit = limiter.acquire(50).await.expect("goes");
     let waiting = tokio::spawn({
         let limiter = limiter.clone();
         async move { limiter.acquire(50).await.map(drop) }
@@ -297,7 +297,7 @@ async fn a_caller_that_goes_away_leaves_the_queue() {
     assert!(text.contains("weft_concurrency_queued{service=\"shop/product\"} 0\n"), "{text}");
     assert!(text.contains("weft_concurrency_in_flight{service=\"shop/product\"} 1\n"), "{text}");
     drop(permit);
-    drop(limiter.acquire(50).await.ok().expect("the place is free"));
+    drop(limiter.acquire(50).await.expect("the place is free"));
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn turns_come_across_threads() {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
                 runtime.block_on(async {
                     for n in 0..500 {
-                        let permit = limiter.acquire(n as u8 % 100).await.ok().expect("within a minute");
+                        let permit = limiter.acquire(n as u8 % 100).await.expect("within a minute");
                         most.fetch_max(limiter.with(|core| (core.in_flight, Woken::new())), Relaxed);
                         tokio::task::yield_now().await;
                         drop(permit);
@@ -333,7 +333,7 @@ async fn a_permit_tells_the_latency_to_the_answers_head_if_the_answer_is_good() 
     let adaptive = policy(ConcurrencyLimit::Adaptive { min: 2, max: 50, tolerance: 2.0 }, 0);
     let limiter = limiters.resolve(&ServiceName::new("shop", "product"), 80, &adaptive);
     let call = async |took: u64, good: Option<bool>| {
-        let mut permit = limiter.acquire(50).await.ok().expect("goes");
+        let mut permit = limiter.acquire(50).await.expect("goes");
         tokio::time::sleep(Duration::from_millis(took)).await;
         if let Some(good) = good {
             permit.answered(good);
