@@ -104,6 +104,12 @@ impl Shared {
         Poll::Ready(Some(frame))
     }
 
+    fn forget(&mut self) {
+        self.whole = false;
+        self.data = SmallVec::new();
+        self.held = 0;
+    }
+
     fn keep(&mut self, frame: &Frame<Bytes>) {
         if !self.whole {
             return;
@@ -111,9 +117,7 @@ impl Shared {
         if let Some(data) = frame.data_ref() {
             self.held += data.len();
             if self.held > self.limit {
-                self.whole = false;
-                self.data = SmallVec::new();
-                self.held = 0;
+                self.forget();
             } else {
                 self.data.push(data.clone());
             }
@@ -125,6 +129,7 @@ impl Shared {
 
 impl Reader {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let alone = Rc::strong_count(&self.shared) == 1;
         let mut shared = self.shared.borrow_mut();
         if shared.whole {
             if let Some(data) = shared.data.get(self.read) {
@@ -146,6 +151,11 @@ impl Reader {
             Some(Ok(())) => return Poll::Ready(None),
             Some(Err(error)) => return Poll::Ready(Some(Err(error.clone()))),
             None => {}
+        }
+        if alone && shared.whole {
+            // Nobody can ask for another reading any more: a stream that goes on for hours need not be held.
+            shared.forget();
+            self.read = usize::MAX;
         }
         let held = shared.data.len();
         let frame = std::task::ready!(shared.poll_more(cx));
@@ -245,6 +255,28 @@ mod tests {
         let first = kept.reader().expect("nothing passed yet");
         assert_eq!(text(first).await.as_deref(), Ok("abcdef"));
         assert!(!kept.is_whole() && kept.reader().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_can_ask_for_again_is_not_held() {
+        let kept = Kept::new(frames(&["ab", "cd", "ef"]), 100);
+        let mut reader = kept.reader().expect("whole");
+        let _ = reader.frame().await;
+        let shared = kept.0.clone();
+        assert_eq!(shared.borrow().held, 2);
+        let weak = Rc::downgrade(&shared);
+        drop((kept, shared));
+        assert_eq!(text(reader).await.as_deref(), Ok("cdef"));
+        assert!(weak.upgrade().is_none());
+        let kept = Kept::new(frames(&["ab", "cd"]), 100);
+        let Some(Body::Kept(mut reader)) = kept.reader() else { panic!("whole") };
+        drop(kept);
+        let _ = std::future::poll_fn(|cx| reader.poll_frame(cx)).await;
+        assert_eq!((reader.shared.borrow().held, reader.shared.borrow().whole), (0, false));
+        assert!(!reader.is_end_stream());
+        let _ = std::future::poll_fn(|cx| reader.poll_frame(cx)).await;
+        let _ = std::future::poll_fn(|cx| reader.poll_frame(cx)).await;
+        assert!(reader.is_end_stream());
     }
 
     #[tokio::test]

@@ -114,7 +114,11 @@ impl Attempts<'_> {
         head: &mut Parts,
         body: Body,
     ) -> Result<Response<Body>, Error> {
-        let entry = self.cluster.guard.enter(Instant::now())?;
+        let now = Instant::now();
+        if self.time.deadline.is_over(now) {
+            return Err(self.no_time());
+        }
+        let entry = self.cluster.guard.enter(now)?;
         let payload = Payload::new(body, self.calls.retry.body_bytes);
         let answer = match &self.calls.hedge {
             Some(hedge) if self.may_repeat(call, head) && !self.tunnel => {
@@ -344,6 +348,12 @@ impl Attempts<'_> {
         } else {
             response.map(|body| body.until(until, idle))
         }
+    }
+
+    fn no_time(&self) -> Error {
+        let Cluster { service, port, .. } = &**self.cluster;
+        let detail = format!("the time for this call to {service}:{port} was over before it began");
+        Error::new(Kind::Timeout, detail)
     }
 
     fn timed_out(&self, begun: Instant) -> Error {
