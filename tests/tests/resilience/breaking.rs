@@ -1,0 +1,206 @@
+//! Breakers and limits: what fails is left alone for a while, and what is full says so at once.
+
+use crate::stage::{Stage, URL, stage, stage_of};
+use futures_util::future::join_all;
+use http::Request;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use weft_tests::{
+    Answer, Beside, Client, Mesh, PATIENCE, Scripted, empty, eventually,
+    mesh::{calling, outside, traffic},
+    scripted::{self, hang, status, text},
+};
+
+/// An application that is unwell until somebody says otherwise, and then takes its time.
+async fn unwell(slow: Duration) -> (Scripted, Arc<AtomicBool>) {
+    let well = Arc::new(AtomicBool::new(false));
+    let asks = well.clone();
+    let app = Scripted::start(move |_| {
+        let well = asks.load(Relaxed);
+        async move {
+            if !well {
+                return Ok(status(500));
+            }
+            tokio::time::sleep(slow).await;
+            Ok(text("good"))
+        }
+    });
+    (app.await, well)
+}
+
+fn is_refused(answer: &Answer) -> bool {
+    answer.weft_error() == "breaker_open"
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_breaker_opens_refuses_at_once_probes_one_at_a_time_and_closes_again() {
+    let policy = traffic(
+        "product",
+        "retries: { attempts: 0 },
+         circuitBreaker: { scope: service, errorPercent: 50, minRequests: 10, openFor: 2s, probes: 2 }",
+    );
+    let (app, well) = unwell(Duration::from_millis(300)).await;
+    let stage = stage(&policy, vec![app]).await;
+    let app = &stage.apps[0];
+    let state = || async { stage.caller.admin("/clusters").await[0]["breaker"].clone() };
+    for _ in 0..10 {
+        let answer = stage.client.get(URL).await;
+        assert_eq!((answer.status.as_u16(), answer.weft_error()), (500, ""));
+    }
+    let opened = Instant::now();
+    assert_eq!(stage.counted("weft_breaker_transitions_total", &["to=\"open\""]).await, 1);
+    assert_eq!(state().await, "open");
+
+    let refused = join_all((0..10).map(|_| stage.client.get(URL))).await;
+    if opened.elapsed() < Duration::from_secs(2) {
+        for answer in &refused {
+            assert_eq!((answer.status.as_u16(), answer.weft_error()), (503, "breaker_open"));
+            let again: u64 = answer.header("retry-after").parse().unwrap();
+            assert!((1..=2).contains(&again), "{again}");
+            assert!(answer.text().contains("circuit breaker"), "{}", answer.text());
+        }
+        assert_eq!(app.begun(), 10, "none of them reached the application");
+        assert_eq!(stage.counted("weft_errors_total", &["kind=\"breaker_open\""]).await, 10);
+    }
+
+    well.store(true, Relaxed);
+    tokio::time::sleep(Duration::from_millis(2100).saturating_sub(opened.elapsed())).await;
+    for probe in 1..=2 {
+        let answers = join_all((0..8).map(|_| stage.client.get(URL))).await;
+        let good = answers.iter().filter(|answer| answer.status == 200).count();
+        let refused = answers.iter().filter(|answer| is_refused(answer)).count();
+        assert_eq!((good, refused), (1, 7), "probe {probe}");
+        assert_eq!(app.begun(), 10 + probe);
+    }
+    assert_eq!(state().await, "closed");
+    assert_eq!(stage.counted("weft_breaker_transitions_total", &["to=\"half_open\""]).await, 1);
+    assert_eq!(stage.counted("weft_breaker_transitions_total", &["to=\"closed\""]).await, 1);
+    let answers = join_all((0..8).map(|_| stage.client.get(URL))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_breaker_of_endpoints_leaves_out_the_bad_one_and_the_good_one_serves_on() {
+    let policy = traffic(
+        "product",
+        "outlierEjection: { consecutiveGatewayErrors: 0 }, loadBalancer: { algorithm: roundRobin },
+         circuitBreaker: { scope: endpoint, consecutiveFailures: 3, openFor: 60s, maxOpenFor: 60s }",
+    );
+    let apps = vec![
+        Scripted::start(|_| async { Ok(status(503)) }).await,
+        Scripted::start(|_| async { Ok(text("good")) }).await,
+    ];
+    let stage = stage(&policy, apps).await;
+    for _ in 0..60 {
+        assert_eq!(stage.client.get(URL).await.text(), "good");
+    }
+    assert_eq!(stage.apps[0].begun(), 3);
+    let endpoints = stage.endpoints().await;
+    assert_eq!((&endpoints[0]["breaker"], &endpoints[0]["state"]), (&"open".into(), &"breaker_open".into()));
+    assert_eq!(endpoints[1]["state"], "in");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statuses_of_grpc_open_a_breaker_wherever_they_stand() {
+    let policy = traffic(
+        "product",
+        "circuitBreaker: { scope: service, consecutiveFailures: 4, openFor: 60s, maxOpenFor: 60s }",
+    );
+    // In trailers after a message, and in a head of its own.
+    let app = Scripted::start(|asked| async move {
+        Ok(if asked.turn % 2 == 0 { scripted::grpc(b"half", 14) } else { scripted::trailers_only(13) })
+    });
+    let stage = stage_of("grpc", &policy, vec![app.await]).await;
+    let call = || {
+        let request = Request::post("http://product:8080/shop.v1.Product/Get")
+            .header("content-type", "application/grpc")
+            .body(empty());
+        stage.client.call_http2(request.unwrap())
+    };
+    for turn in 0..4 {
+        let answer = call().await;
+        assert_eq!(answer.weft_error(), "", "call {turn}");
+    }
+    let answer = call().await;
+    assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), (200, "14"), "trailers only");
+    assert!(is_refused(&answer), "{:?}", answer.headers);
+    assert_eq!(stage.apps[0].begun(), 4);
+}
+
+/// So many GETs at once; gives those that were refused for want of room, and how long those took.
+async fn at_once(stage: &Client, calls: usize) -> (usize, usize, Duration) {
+    let begun = Instant::now();
+    let calling = (0..calls).map(|_| async {
+        let answer = stage.get(URL).await;
+        (answer, begun.elapsed())
+    });
+    let answers = join_all(calling).await;
+    let good = answers.iter().filter(|(answer, _)| answer.status == 200).count();
+    let full: Vec<_> = answers.iter().filter(|(answer, _)| answer.weft_error() == "overloaded").collect();
+    assert!(full.iter().all(|(answer, _)| answer.status == 503), "{answers:?}");
+    (good, full.len(), full.iter().map(|(_, took)| *took).max().unwrap_or_default())
+}
+
+async fn slow(pause: Duration) -> Scripted {
+    Scripted::start(move |_| async move {
+        tokio::time::sleep(pause).await;
+        Ok(text("good"))
+    })
+    .await
+}
+
+const SLOW: Duration = Duration::from_secs(2);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_requests_in_flight_than_policy_allows_fail_at_once() {
+    let policy = traffic("product", "connections: { maxRequests: 3 }");
+    let stage = stage(&policy, vec![slow(SLOW).await]).await;
+    let (good, full, took) = at_once(&stage.client, 8).await;
+    assert_eq!((good, full), (3, 5));
+    assert!(took < SLOW, "refused after {took:?}");
+    assert_eq!(stage.apps[0].begun(), 3);
+    assert_eq!(stage.counted("weft_errors_total", &["kind=\"overloaded\""]).await, 5);
+    assert_eq!(at_once(&stage.client, 3).await.0, 3, "there is room again");
+}
+
+/// Without a sidecar at the other end, where a connection is one request's alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_requests_wait_for_a_connection_than_policy_allows_and_the_rest_fails_at_once() {
+    let app = slow(SLOW).await;
+    let policy = outside("product", "product", 8080, app.address())
+        + &calling("caller")
+        + &traffic(
+            "product",
+            "connections: { max: 1, maxPending: 1 }, retries: { attempts: 0 }, timeouts: { connect: 9s }",
+        );
+    let mesh = Mesh::start(&policy).await;
+    let caller = mesh.sidecar(Beside::new("caller")).await;
+    let client = Client::new(caller.outbound());
+    let (good, full, took) = at_once(&client, 5).await;
+    assert_eq!((good, full), (2, 3), "one is served, one waits");
+    assert!(took < SLOW, "refused after {took:?}");
+    assert_eq!(app.begun(), 2);
+    assert_eq!(caller.metrics().await.sum("weft_pending_overflow_total", &[]), 3.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_goes_away_gives_its_place_back() {
+    let policy = traffic("product", "connections: { maxRequests: 1 }");
+    let app =
+        Scripted::start(|asked| async move { if asked.turn == 0 { hang().await } else { Ok(text("good")) } });
+    let stage: Stage = stage(&policy, vec![app.await]).await;
+    let proxy = stage.caller.outbound();
+    let hanging = tokio::spawn(async move { Client::new(proxy).get(URL).await });
+    eventually("it hangs", PATIENCE, || async { (stage.apps[0].under_way() == 1).then_some(()) }).await;
+    assert_eq!(stage.client.get(URL).await.weft_error(), "overloaded");
+    hanging.abort();
+    eventually("there is room again", PATIENCE, || async {
+        (stage.client.get(URL).await.status == 200).then_some(())
+    })
+    .await;
+}

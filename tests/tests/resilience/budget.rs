@@ -1,0 +1,85 @@
+//! Outages: retries must not become the load that keeps a service down, neither in one place nor along a chain.
+
+use crate::stage::{ALONE, URL, assemble, chain, linked, stage};
+use futures_util::{StreamExt, stream};
+use std::time::Duration;
+use weft_tests::{
+    Client, Load, Scripted, eventually,
+    mesh::traffic,
+    scripted::{Onward, Spoken, status},
+};
+
+/// Retries that the default budget allows at once: three a second over ten seconds.
+const FLOOR: u64 = 30;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_full_outage_an_upstream_gets_a_fifth_more_calls_and_not_three_times_as_many() {
+    let _alone = ALONE.lock().await;
+    let stage = stage("", vec![Scripted::start(|_| async { Ok(status(503)) }).await]).await;
+    let load = Load::start_with(stage.caller.outbound(), URL, 250, 16);
+    eventually("an outage under load", Duration::from_secs(30), || async {
+        (load.seen().failed >= 600).then_some(())
+    })
+    .await;
+    let seen = load.stop().await;
+    assert_eq!(seen.ok, 0);
+    let (calls, attempts) = (seen.failed, stage.apps[0].begun());
+    assert!(attempts > calls, "some were tried again");
+    let most = calls + (calls / 5).max(FLOOR);
+    assert!(attempts <= most, "{calls} calls made {attempts} attempts, more than {most}");
+    assert_eq!(stage.counted("weft_retries_total", &[]).await, attempts - calls);
+    assert!(stage.counted("weft_retries_refused_total", &["reason=\"budget\""]).await > 0);
+}
+
+/// Four services in a row, the last of which always fails, and each of which is worth three attempts to its caller.
+/// Gives how many requests came to each.
+async fn failing_chain(more: &str, calls: u64) -> Vec<u64> {
+    const HOPS: [&str; 4] = ["a", "b", "c", "d"];
+    let policy = HOPS.map(|name| traffic(name, &format!("retries: {{ attempts: 2{more} }}"))).concat();
+    let chain = chain(&HOPS, Spoken::Http1, &policy, |_| async { Ok(status(503)) }).await;
+    let client = Client::new(chain.client.outbound());
+    let calling = stream::iter(0..calls).map(|_| client.get("http://a:8080/")).buffer_unordered(8);
+    let failed = calling.filter(|answer| std::future::ready(answer.status == 503)).count().await;
+    assert_eq!(failed as u64, calls);
+    chain.hops.iter().map(|hop| hop.app.begun()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_tries_at_each_of_four_hops_cost_a_fifth_more_and_not_eighty_times_as_much() {
+    let _alone = ALONE.lock().await;
+    let calls = 300;
+    let came = failing_chain("", calls).await;
+    for (hop, came) in came.iter().enumerate() {
+        assert!(
+            (calls..=calls * 13 / 10).contains(came),
+            "{came} requests came to hop {hop} for {calls} calls"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_budget_only_the_hop_next_to_the_failure_tries_again() {
+    let _alone = ALONE.lock().await;
+    let unlimited = ", budget: { percent: 100, minPerSecond: 10000 }";
+    assert_eq!(failing_chain(unlimited, 40).await, [40, 40, 40, 120]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_fails_without_telling_why_makes_no_tries_multiply() {
+    let _alone = ALONE.lock().await;
+    let unlimited = "retries: { attempts: 2, budget: { percent: 100, minPerSecond: 10000 } }";
+    let policy = ["a", "b"].map(|name| traffic(name, unlimited)).concat();
+    // It calls, and then fails for a reason of its own, which says nothing about the call.
+    let own_fault = linked(|asked, onward| async move {
+        let answer = onward.call(&asked, "http://b:8080/", Spoken::Http1).await?;
+        assert_eq!(answer.status, 503);
+        Ok(status(502))
+    });
+    let failing = Scripted::start(|_| async { Ok(status(503)) });
+    let apps = vec![own_fault.await, (failing.await, Onward::default())];
+    let chain = assemble(&["a", "b"], Spoken::Http1, &policy, apps).await;
+    let answer = Client::new(chain.client.outbound()).get("http://a:8080/").await;
+    assert_eq!(answer.status, 502);
+    let came: Vec<u64> = chain.hops.iter().map(|hop| hop.app.begun()).collect();
+    assert_eq!(came, [1, 3], "what was tried again below is not tried again above");
+}

@@ -1,0 +1,138 @@
+//! Replicas that come and go: by crashes over and over, and in order, one after the other.
+
+use crate::stage::{ALONE, Stage, URL, replica, stage};
+use std::time::{Duration, Instant};
+use tokio::task::block_in_place;
+use weft_tests::{
+    Load, PATIENCE, Scripted, eventually,
+    mesh::{calling, serving},
+    processes,
+    scripted::{Asked, Onward, Reply, Spoken, text},
+};
+
+async fn good(asked: Asked) -> Reply {
+    drop(asked);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    Ok(text("good"))
+}
+
+async fn steady_and_crashing() -> Stage {
+    stage("", vec![Scripted::start(good).await, Scripted::start(good).await]).await
+}
+
+/// How long a replica that crashes over and over does so.
+const LOOP: Duration = Duration::from_secs(6);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_crashes_over_and_over_fails_no_call() {
+    let _alone = ALONE.lock().await;
+    let mut stage = steady_and_crashing().await;
+    let load = Load::start(stage.caller.outbound(), URL, 200);
+    eventually("calls flow", PATIENCE, || async { (load.seen().ok > 50).then_some(()) }).await;
+    let (begun, mut crashes) = (Instant::now(), 0);
+    while begun.elapsed() < LOOP {
+        let crashing = stage.sidecars.pop().unwrap();
+        let (addresses, state) = (crashing.addresses(), crashing.state_dir());
+        drop(crashing);
+        crashes += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let again = replica(1, &stage.apps[1]).again(addresses, state);
+        stage.sidecars.push(stage.mesh.sidecar(again).await);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let seen = load.stop().await;
+    seen.expect_all_ok(400);
+    assert!(crashes >= 4, "{crashes} crashes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_crashes_over_and_over_fails_no_call() {
+    let _alone = ALONE.lock().await;
+    let mut stage = steady_and_crashing().await;
+    let address = stage.apps[1].address();
+    let load = Load::start(stage.caller.outbound(), URL, 200);
+    eventually("calls flow", PATIENCE, || async { (load.seen().ok > 50).then_some(()) }).await;
+    let (begun, mut crashes) = (Instant::now(), 0);
+    while begun.elapsed() < LOOP {
+        drop(stage.apps.pop());
+        crashes += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stage.apps.push(Scripted::start_at(address, good).await);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let seen = load.stop().await;
+    seen.expect_all_ok(400);
+    assert!(crashes >= 8, "{crashes} crashes");
+}
+
+/// One replica as real processes are: the application, and its sidecar beside it.
+struct Running {
+    sidecar: processes::Sidecar,
+    _app: Scripted,
+}
+
+impl Running {
+    /// Starts a replica of `service`, which calls `next`.
+    async fn start(mesh: &processes::Mesh, service: &str, number: usize, next: Option<&'static str>) -> Self {
+        let onward = Onward::default();
+        let calls = onward.clone();
+        let app = Scripted::start(move |asked| {
+            let onward = calls.clone();
+            async move {
+                match next {
+                    Some(next) => onward.pass_on(&asked, next, Spoken::Http1).await,
+                    None => good(asked).await,
+                }
+            }
+        });
+        let app = app.await;
+        let sidecar = block_in_place(|| {
+            mesh.replica(&format!("{service}-{number}"), service, &[(8080, app.address().port())])
+        });
+        onward.through(sidecar.outbound);
+        Self { sidecar, _app: app }
+    }
+
+    /// Ends it as a deployment does: SIGTERM, and the application ends after its sidecar.
+    fn stop(mut self) {
+        self.sidecar.process.terminate();
+        let status = block_in_place(|| self.sidecar.process.wait(processes::PATIENCE));
+        assert!(status.success(), "{status}\n{}", self.sidecar.process.log());
+    }
+}
+
+/// Requests a second that the client makes; each is one to each of three services.
+const RATE: u32 = 500;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_services_of_a_chain_restart_one_after_the_other_under_load_and_no_call_fails() {
+    const CHAIN: [(&str, Option<&str>); 3] =
+        [("a", Some("http://b:8080/")), ("b", Some("http://c:8080/")), ("c", None)];
+    let _alone = ALONE.lock().await;
+    let replicas = |name| serving(name, 8080, "http") + "  replicas: 2\n";
+    let policy = CHAIN.map(|(name, _)| replicas(name)).concat() + &calling("client");
+    let mesh = block_in_place(|| processes::Mesh::start(&policy));
+    let mut running = Vec::new();
+    for (service, next) in CHAIN {
+        for number in 0..2 {
+            running.push((service, number, next, Running::start(&mesh, service, number, next).await));
+        }
+    }
+    let client = block_in_place(|| mesh.sidecar("client", &[]));
+    let load = Load::start_with(client.outbound, "http://a:8080/", RATE, 32);
+    eventually("calls flow", PATIENCE, || async { (load.seen().ok > 200).then_some(()) }).await;
+    let begun = Instant::now();
+    for (service, number, next, old) in running.drain(..).collect::<Vec<_>>() {
+        old.stop();
+        running.push((service, number, next, Running::start(&mesh, service, number, next).await));
+        let before = load.seen();
+        eventually("calls go on", PATIENCE, || async { (load.seen().ok > before.ok + 100).then_some(()) })
+            .await;
+        assert_eq!(load.seen().failed, 0, "{service}-{number}: {:?}", load.seen().failures);
+    }
+    let took = begun.elapsed();
+    let seen = load.stop().await;
+    seen.expect_all_ok(1000);
+    let rate = seen.ok as f64 / took.as_secs_f64();
+    processes::say(&format!("{} calls, about {rate:.0} a second, while six replicas restarted", seen.ok));
+}
