@@ -1,10 +1,10 @@
 //! Replicas that come and go: by crashes over and over, and in order, one after the other.
 
-use crate::stage::{ALONE, Stage, URL, replica, stage};
+use crate::stage::{ALONE, Hop, Stage, URL, assemble, linked, replica, stage};
 use std::time::{Duration, Instant};
 use tokio::task::block_in_place;
 use weft_tests::{
-    Load, PATIENCE, Scripted, eventually,
+    Client, Load, PATIENCE, Scripted, eventually,
     mesh::{calling, serving},
     processes,
     scripted::{Asked, Onward, Reply, Spoken, text},
@@ -63,6 +63,25 @@ async fn an_application_that_crashes_over_and_over_fails_no_call() {
     let seen = load.stop().await;
     seen.expect_all_ok(400);
     assert!(crashes >= 8, "{crashes} crashes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_can_make_calls_for_the_last_request_that_its_draining_sidecar_brought() {
+    let slow = linked(|asked, onward| async move {
+        // By now the sidecar takes nothing new from peers.
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        onward.pass_on(&asked, "http://b:8080/", Spoken::Http1).await
+    });
+    let apps = vec![slow.await, (Scripted::start(good).await, Onward::default())];
+    let mut chain = assemble(&["a", "b"], Spoken::Http1, "", apps).await;
+    let proxy = chain.client.outbound();
+    let call = tokio::spawn(async move { Client::new(proxy).get("http://a:8080/").await });
+    eventually("it is under way", PATIENCE, || async { (chain.hops[0].app.under_way() == 1).then_some(()) })
+        .await;
+    let Hop { app: _app, sidecar } = chain.hops.remove(0);
+    assert_eq!(sidecar.drain().await, 0, "nothing was cut");
+    let answer = call.await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.text()), (200, "good"));
 }
 
 /// One replica as real processes are: the application, and its sidecar beside it.
