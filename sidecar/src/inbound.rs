@@ -67,7 +67,8 @@ impl Inbound {
     ) -> Result<Response<Body>, Error> {
         let tunnel = message::prepare(head, self.peer.is_some())?;
         self.authorize(live, &head.method, head.uri.path())?;
-        let told = deadline::read(&head.headers, call.grpc, call.started());
+        let read = if self.peer.is_some() { deadline::read_from_sidecar } else { deadline::read };
+        let told = read(&head.headers, call.grpc, call.started());
         let is_retry = head.headers.contains_key(WEFT_ATTEMPT);
         let chains = &self.worker.shared.chains;
         let trace = &call.trace;

@@ -107,6 +107,16 @@ pub(crate) struct Told {
 /// Reads what the caller of a request says. `grpc` says whether the request is gRPC: only there `grpc-timeout` means
 /// anything.
 pub(crate) fn read(headers: &HeaderMap, grpc: bool, now: Instant) -> Told {
+    gather(headers, grpc, false, now)
+}
+
+/// Reads what the sidecar of a request's caller says: its own field only. It has read the others, and has made of them
+/// what its policy says; where that is not to listen, nobody else shall.
+pub(crate) fn read_from_sidecar(headers: &HeaderMap, grpc: bool, now: Instant) -> Told {
+    gather(headers, grpc, true, now)
+}
+
+fn gather(headers: &HeaderMap, grpc: bool, own_only: bool, now: Instant) -> Told {
     let mut told = Told { deadline: Deadline::NONE, grpc, envoy: [false; 2] };
     let limited = |text: &[u8]| milliseconds(text).filter(|span| !span.is_zero());
     // One look at every name costs less than a look-up of four.
@@ -119,7 +129,9 @@ pub(crate) fn read(headers: &HeaderMap, grpc: bool, now: Instant) -> Told {
             ENVOY_UPSTREAM => limited(value).inspect(|_| told.envoy[1] = true),
             _ => None,
         };
-        if let Some(span) = span {
+        if let Some(span) = span
+            && (!own_only || name == WEFT_TIMEOUT)
+        {
             told.deadline = told.deadline.earliest(Deadline::after(now, span));
         }
     }
@@ -354,6 +366,19 @@ mod tests {
         let mut headers = HeaderMap::new();
         read(&headers, false, now).pass_on(&mut headers, Deadline::after(now, MS(50)), now);
         assert!(!headers.contains_key("grpc-timeout"), "but nobody else is");
+    }
+
+    #[test]
+    fn a_sidecar_that_says_nothing_in_our_words_was_told_not_to() {
+        let now = Instant::now();
+        let fields = &[("grpc-timeout", "1S"), ("x-envoy-expected-rq-timeout-ms", "900")];
+        assert_eq!(read_from_sidecar(&headers(fields), true, now).deadline, Deadline::NONE);
+        let fields = &[fields[0], fields[1], ("weft-timeout-ms", "5000")];
+        let mut headers = headers(fields);
+        let told = read_from_sidecar(&headers, true, now);
+        assert_eq!(told.deadline, Deadline::after(now, MS(5000)));
+        told.pass_on(&mut headers, told.deadline, now);
+        assert_eq!(headers["x-envoy-expected-rq-timeout-ms"], "5000", "nobody is left with another number");
     }
 
     #[test]
