@@ -349,6 +349,16 @@ impl Process {
     }
 }
 
+/// Waits until nobody listens any more where a sidecar was that is gone: its threads may need a moment to end.
+pub async fn until_free(at: Addresses) {
+    for address in [at.outbound, at.inbound, at.admin, at.metrics] {
+        eventually(&format!("{address} is free"), PATIENCE, || async {
+            std::net::TcpListener::bind(address).is_ok().then_some(())
+        })
+        .await;
+    }
+}
+
 /// The document of a workload that serves a service of its own name on one port.
 pub fn serving(name: &str, port: u16, protocol: &str) -> String {
     format!(

@@ -2,7 +2,13 @@
 
 use crate::stage::{ALONE, URL, stage};
 use futures_util::future::join_all;
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
 use weft_tests::{
     PATIENCE, Scripted, eventually,
     mesh::traffic,
@@ -46,8 +52,22 @@ async fn calls_that_meet_a_slow_endpoint_are_answered_by_another_and_the_slow_on
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_attempt_that_is_quicker_after_all_wins_and_the_second_is_cancelled() {
     let policy = traffic("product", "hedging: { delay: 100ms }, loadBalancer: { algorithm: roundRobin }");
-    let pause = Duration::from_millis(400);
-    let stage = stage(&policy, vec![after(pause).await, after(pause).await]).await;
+    // In turn: an attempt that takes long, and one that takes for ever.
+    let turn = Arc::new(AtomicU64::new(0));
+    let in_turn = || {
+        let turn = turn.clone();
+        Scripted::start(move |_| {
+            let second = turn.fetch_add(1, Relaxed) % 2 == 1;
+            async move {
+                if second {
+                    return hang().await;
+                }
+                tokio::time::sleep(Duration::from_millis(800)).await;
+                Ok(text("good"))
+            }
+        })
+    };
+    let stage = stage(&policy, vec![in_turn().await, in_turn().await]).await;
     for _ in 0..4 {
         assert_eq!(stage.client.get(URL).await.text(), "good");
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::task::block_in_place;
 use weft_tests::{
     Client, Load, PATIENCE, Scripted, eventually,
-    mesh::{calling, serving},
+    mesh::{calling, serving, until_free},
     processes,
     scripted::{Asked, Onward, Reply, Spoken, text},
 };
@@ -36,6 +36,7 @@ async fn a_sidecar_that_crashes_over_and_over_fails_no_call() {
         drop(crashing);
         crashes += 1;
         tokio::time::sleep(Duration::from_millis(100)).await;
+        until_free(addresses).await;
         let again = replica(1, &stage.apps[1]).again(addresses, state);
         stage.sidecars.push(stage.mesh.sidecar(again).await);
         tokio::time::sleep(Duration::from_millis(300)).await;

@@ -30,7 +30,7 @@ async fn a_call_that_takes_longer_than_its_request_timeout_is_answered_with_504(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_that_takes_too_long_makes_room_for_another_where_policy_says_so() {
-    let policy = traffic("product", "timeouts: { attempt: 300ms }, retries: { when: [timeout] }");
+    let policy = traffic("product", "timeouts: { attempt: 500ms }, retries: { when: [timeout] }");
     let app = Scripted::start(|asked| async move {
         if asked.turn == 0 || asked.path == "/never" { hang().await } else { Ok(text("at last")) }
     })
