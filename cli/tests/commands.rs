@@ -123,7 +123,9 @@ fn every_example_is_in_force_as_a_whole() {
     let mut checked = Vec::new();
     for entry in std::fs::read_dir(&examples).expect("examples/ can be read") {
         let folder = entry.expect("an entry").path();
-        if !folder.is_dir() || folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_'])) {
+        if !folder.is_dir()
+            || folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_']))
+        {
             continue;
         }
         let run = weft_in(&folder, &["check", "."]);
