@@ -189,6 +189,28 @@ async fn more_requests_wait_for_a_connection_than_policy_allows_and_the_rest_fai
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_retries_in_flight_than_policy_allows_are_not_made() {
+    let app = || {
+        Scripted::start(|asked| async move {
+            // A first attempt fails at once, and another one takes its time.
+            if asked.header("weft-attempt").is_empty() {
+                return Ok(status(503));
+            }
+            tokio::time::sleep(SLOW).await;
+            Ok(text("good"))
+        })
+    };
+    let policy = traffic("product", "connections: { maxRetries: 2 }");
+    let stage = stage(&policy, vec![app().await]).await;
+    let answers = join_all((0..6).map(|_| stage.client.get(URL))).await;
+    let good = answers.iter().filter(|answer| answer.status == 200).count();
+    let failed = answers.iter().filter(|answer| answer.status == 503).count();
+    assert_eq!((good, failed), (2, 4));
+    assert_eq!(stage.apps[0].begun(), 8);
+    assert_eq!(stage.counted("weft_retries_refused_total", &["reason=\"limit\""]).await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_goes_away_gives_its_place_back() {
     let policy = traffic("product", "connections: { maxRequests: 1 }");
     let app =

@@ -46,7 +46,6 @@ async fn failing_chain(more: &str, calls: u64) -> Vec<u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_tries_at_each_of_four_hops_cost_a_fifth_more_and_not_eighty_times_as_much() {
-    let _alone = ALONE.lock().await;
     let calls = 300;
     let came = failing_chain("", calls).await;
     for (hop, came) in came.iter().enumerate() {
@@ -59,14 +58,12 @@ async fn three_tries_at_each_of_four_hops_cost_a_fifth_more_and_not_eighty_times
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_budget_only_the_hop_next_to_the_failure_tries_again() {
-    let _alone = ALONE.lock().await;
     let unlimited = ", budget: { percent: 100, minPerSecond: 10000 }";
     assert_eq!(failing_chain(unlimited, 40).await, [40, 40, 40, 120]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_application_that_fails_without_telling_why_makes_no_tries_multiply() {
-    let _alone = ALONE.lock().await;
     let unlimited = "retries: { attempts: 2, budget: { percent: 100, minPerSecond: 10000 } }";
     let policy = ["a", "b"].map(|name| traffic(name, unlimited)).concat();
     // It calls, and then fails for a reason of its own, which says nothing about the call.

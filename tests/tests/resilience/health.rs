@@ -1,6 +1,7 @@
 //! Endpoints that do worse than the others, by what their calls tell and by what they say when asked.
 
 use crate::stage::{Stage, URL, stage, stage_of};
+use futures_util::future::join_all;
 use std::{
     sync::{
         Arc,
@@ -36,8 +37,9 @@ async fn moody_among(good: usize, policy: &str) -> (Stage, Arc<AtomicBool>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_fails_five_times_in_a_row_is_left_out_without_any_policy() {
-    let (stage, well) = moody_among(2, "").await;
+async fn a_replica_that_fails_five_times_in_a_row_is_left_out_though_policy_says_nothing_of_it() {
+    let policy = traffic("product", "loadBalancer: { algorithm: random }");
+    let (stage, well) = moody_among(2, &policy).await;
     well.store(false, Relaxed);
     for _ in 0..200 {
         assert_eq!(stage.client.get(URL).await.text(), "good", "the caller sees nothing of it");
@@ -129,6 +131,51 @@ async fn when_too_few_are_left_all_are_called_again() {
     })
     .await;
     assert_eq!(stage.endpoints().await[0]["state"], "ejected", "a change of policy forgets nothing");
+}
+
+/// Waits until the first of three replicas is left out for what its calls tell, and for this reason.
+async fn is_left_out(bad: Scripted, ejection: &str, reason: &str) {
+    let policy = traffic(
+        "product",
+        &format!("loadBalancer: {{ algorithm: random }}, outlierEjection: {{ {ejection}, interval: 500ms }}"),
+    );
+    let good = || Scripted::start(|_| async { Ok(text("good")) });
+    let stage = stage(&policy, vec![bad, good().await, good().await]).await;
+    eventually("it is left out", PATIENCE, || async {
+        join_all((0..12).map(|_| stage.client.get(URL))).await;
+        (stage.endpoints().await[0]["state"] == "ejected").then_some(())
+    })
+    .await;
+    assert_eq!(stage.counted("weft_ejections_total", &[&format!("reason=\"{reason}\"")]).await, 1);
+    assert_eq!(stage.counted("weft_ejections_total", &[]).await, 1);
+    for _ in 0..20 {
+        assert_eq!(stage.client.get(URL).await.text(), "good");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_policy_says_so_a_replica_is_left_out_for_any_5xx_in_a_row() {
+    let bad = Scripted::start(|_| async { Ok(status(500)) });
+    is_left_out(bad.await, "consecutiveServerErrors: 4", "server_errors").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_policy_says_so_a_replica_is_left_out_for_failing_more_often_than_the_others() {
+    let bad =
+        Scripted::start(
+            |asked| async move { Ok(if asked.turn % 3 == 0 { text("good") } else { status(500) }) },
+        );
+    let compared = "successRate: { deviations: 1, minRequests: 10, minEndpoints: 3 }";
+    is_left_out(bad.await, compared, "success_rate").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_policy_says_so_a_replica_is_left_out_for_being_slower_than_the_others() {
+    let bad = Scripted::start(|_| async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(text("at last"))
+    });
+    is_left_out(bad.await, "latency: { timesMedian: 3, minRequests: 10 }", "latency").await;
 }
 
 /// Quick checks that leave all judging to themselves.

@@ -1,11 +1,11 @@
 //! Hedging: a second attempt while the first is slow, within the budget of retries.
 
-use crate::stage::{ALONE, URL, stage};
+use crate::stage::{URL, stage};
 use futures_util::future::join_all;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -81,8 +81,27 @@ async fn a_first_attempt_that_is_quicker_after_all_wins_and_the_second_is_cancel
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_slow_is_told_by_how_long_most_calls_take_where_policy_gives_a_percentile() {
+    let policy = traffic("product", "hedging: { percentile: 99 }, loadBalancer: { algorithm: roundRobin }");
+    let hung = Arc::new(AtomicBool::new(false));
+    let app = || {
+        let hung = hung.clone();
+        Scripted::start(move |asked| {
+            let hangs = asked.path == "/once" && !hung.swap(true, Relaxed);
+            async move { if hangs { hang().await } else { Ok(text("good")) } }
+        })
+    };
+    let stage = stage(&policy, vec![app().await, app().await]).await;
+    for _ in 0..100 {
+        assert_eq!(stage.client.get(URL).await.text(), "good");
+    }
+    assert_eq!(stage.client.get("http://product:8080/once").await.text(), "good");
+    assert!(hung.load(Relaxed));
+    assert!(stage.counted("weft_hedges_total", &["result=\"won\""]).await >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_is_slow_everywhere_is_not_hedged_beyond_the_budget() {
-    let _alone = ALONE.lock().await;
     let policy = traffic(
         "product",
         "hedging: { delay: 20ms, maxAttempts: 3 },

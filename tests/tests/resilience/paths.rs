@@ -1,6 +1,6 @@
 //! Where a request's time went, without any trace collector.
 
-use crate::stage::{ALONE, assemble, linked};
+use crate::stage::{assemble, linked};
 use std::time::Duration;
 use weft_tests::{
     Client, PATIENCE, Scripted, eventually,
@@ -9,7 +9,6 @@ use weft_tests::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_is_told_apart_into_own_work_and_the_upstream_that_it_waits_for() {
-    let _alone = ALONE.lock().await;
     const CALLS: usize = 12;
     // Works for 40 ms, then waits for one that takes 160 and, in the middle of that, for one that takes 10.
     let works = linked(|asked, onward| async move {

@@ -132,7 +132,8 @@ async fn a_post_is_repeated_where_policy_says_that_the_service_can_bear_it() {
     assert_eq!(stage.apps[0].begun(), 2);
 }
 
-/// Two replicas that answer with their number, and POSTs one after the other until told to stop.
+/// POSTs one after the other while something happens, and for a while after it; gives how many were answered, and how
+/// many came to the applications. All of them must be answered with 200.
 async fn posts_meanwhile(stage: &Stage, event: impl Future<Output = ()>) -> (u64, u64) {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let posting = async {
@@ -175,7 +176,8 @@ async fn a_post_goes_elsewhere_where_the_application_takes_no_connections() {
             Ok(response)
         })
     };
-    let mut stage = stage("", vec![closing().await, closing().await]).await;
+    let policy = traffic("product", "loadBalancer: { algorithm: roundRobin }");
+    let mut stage = stage(&policy, vec![closing().await, closing().await]).await;
     for _ in 0..10 {
         assert_eq!(send(&stage, Method::POST, full("x")).await.status, 200);
     }
@@ -194,7 +196,8 @@ async fn a_post_goes_elsewhere_where_the_application_takes_no_connections() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_post_goes_elsewhere_where_the_peers_sidecar_drains() {
-    let mut stage = stage("", vec![good().await, good().await]).await;
+    let policy = traffic("product", "loadBalancer: { algorithm: roundRobin }");
+    let mut stage = stage(&policy, vec![good().await, good().await]).await;
     let draining = stage.sidecars.remove(0);
     let (answered, begun) = posts_meanwhile(&stage, async { assert_eq!(draining.drain().await, 0) }).await;
     assert_eq!(begun, answered, "each came once");

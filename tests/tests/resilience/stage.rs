@@ -8,7 +8,7 @@ use weft_tests::{
     scripted::{Asked, Onward, Reply, Spoken},
 };
 
-/// Tests that make load or are about shares of time: one after another.
+/// Tests that make load: one after another.
 pub(crate) static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// Where the service of a [`Stage`] is called.

@@ -4,9 +4,10 @@ use crate::stage::{URL, stage};
 use http::Request;
 use http_body_util::BodyExt;
 use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use weft_tests::{
-    PATIENCE, Scripted, empty, eventually,
-    mesh::traffic,
+    ANYWHERE, Beside, Client, Mesh, PATIENCE, Scripted, empty, eventually, full,
+    mesh::{calling, outside, traffic},
     scripted::{hang, text, trickle},
     soon,
 };
@@ -90,4 +91,47 @@ async fn the_request_timeout_holds_for_a_trickling_answer_too() {
         (stage.apps[0].cancelled() == 1).then_some(())
     })
     .await;
+}
+
+/// A listener whose queue is full: the system answers no further connect.
+async fn unanswering() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(ANYWHERE).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let mut waiting = Vec::new();
+    let limit = Duration::from_millis(500);
+    while let Ok(connected) =
+        tokio::time::timeout(limit, TcpStream::connect(listener.local_addr().unwrap())).await
+    {
+        waiting.push(connected.unwrap());
+        assert!(waiting.len() < 100, "the queue is never full");
+    }
+    (listener, waiting)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connect_that_takes_too_long_is_given_up_and_even_a_post_goes_elsewhere() {
+    let (unanswering, _waiting) = unanswering().await;
+    let good = Scripted::start(|_| async { Ok(text("good")) }).await;
+    let policy = outside("product-0", "product", 8080, unanswering.local_addr().unwrap())
+        + &outside("product-1", "product", 8080, good.address())
+        + &outside("alone", "alone", 8080, unanswering.local_addr().unwrap())
+        + &calling("caller")
+        + &traffic("alone", "timeouts: { connect: 200ms }, retries: { attempts: 0 }")
+        + &traffic(
+            "product",
+            "timeouts: { connect: 200ms }, loadBalancer: { algorithm: roundRobin }, retries: { attempts: 0 }",
+        );
+    let mesh = Mesh::start(&policy).await;
+    let caller = mesh.sidecar(Beside::new("caller")).await;
+    let client = Client::new(caller.outbound());
+    let answer = client.get("http://alone:8080/").await;
+    assert_eq!((answer.status.as_u16(), answer.weft_error()), (504, "connect_timeout"), "{}", answer.text());
+    for _ in 0..4 {
+        let request = Request::post(URL).body(full("charge the card")).unwrap();
+        assert_eq!(client.call(request).await.text(), "good");
+    }
+    assert_eq!(good.begun(), 4, "each came once");
+    let metrics = caller.metrics().await;
+    assert!(metrics.sum("weft_retries_total", &["reason=\"connect\""]) >= 1.0, "{}", metrics.0);
 }
