@@ -118,6 +118,33 @@ spec: { targetRefs: [{ kind: Service, name: product }] }
 }
 
 #[test]
+fn every_example_is_in_force_as_a_whole() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut checked = Vec::new();
+    for entry in std::fs::read_dir(&examples).expect("examples/ can be read") {
+        let folder = entry.expect("an entry").path();
+        if !folder.is_dir()
+            || folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_']))
+        {
+            continue;
+        }
+        let run = weft_in(&folder, &["check", "."]);
+        assert_eq!(run.code, 0, "{}: {}{}", folder.display(), run.out, run.err);
+        assert!(run.out.ends_with(" documents, no error\n"), "{}: {}", folder.display(), run.out);
+        assert!(!run.out.contains("not yet enforced"), "{}: {}", folder.display(), run.out);
+        assert!(!run.out.contains("warning"), "{}: {}", folder.display(), run.out);
+        assert!(folder.join("README.md").is_file(), "{} tells nobody what it is", folder.display());
+        checked.push(folder);
+    }
+    assert!(checked.len() >= 18, "{checked:?}");
+    let list = std::fs::read_to_string(examples.join("README.md")).expect("examples/README.md");
+    for folder in &checked {
+        let name = folder.file_name().expect("a name").to_string_lossy();
+        assert!(list.contains(&format!("({name}/README.md)")), "examples/README.md does not list {name}");
+    }
+}
+
+#[test]
 fn a_request_is_routed_by_precedence_and_the_reason_is_given() {
     let shop = shop();
     let plain =

@@ -89,8 +89,10 @@ impl Inbound {
             }
             None => None,
         };
-        // The application is told what is left after the wait.
-        told.pass_on(&mut head.headers, told.deadline, Instant::now());
+        if call.permit.is_some() {
+            // The application is told what is left after the wait.
+            told.pass_on(&mut head.headers, told.deadline, Instant::now());
+        }
         let limits = &live.snapshot.mesh.limits;
         call.flight = Some(self.app.begin());
         call.attempts = 1;

@@ -67,6 +67,8 @@ type Shared = State<Arc<Mutex<Outbox>>>;
 pub(crate) async fn run(replica: Replica) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/notifications", post(accept).get(about))
+        // Its old name, which goes away once nobody uses it any more: `weft status --deprecated` tells.
+        .route("/messages", post(accept))
         .with_state(Arc::new(Mutex::new(Outbox::default())));
     serving::serve(replica, router).await
 }

@@ -6,13 +6,14 @@ use axum::{
 };
 use std::{
     convert::Infallible,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 /// The headers that every service sends on to those it calls, so that all hops of one request are one trace, and so
-/// that a preview of a version holds for the whole journey.
-const CARRIED: [&str; 10] = [
+/// that a preview of a version holds for the whole journey and a visitor is the same everywhere.
+const CARRIED: [&str; 11] = [
     "traceparent",
     "tracestate",
     "x-request-id",
@@ -23,10 +24,14 @@ const CARRIED: [&str; 10] = [
     "x-b3-sampled",
     "x-b3-flags",
     PREVIEW,
+    VISITOR,
 ];
 
 /// The header that asks for a version, if a route says so.
 pub(crate) const PREVIEW: &str = "x-preview";
+
+/// The header that tells one visitor from another, so that a canary can be for whole visitors.
+pub(crate) const VISITOR: &str = "x-visitor";
 
 /// More calls than any page makes are not kept.
 const CALLS_KEPT: usize = 64;
@@ -91,6 +96,15 @@ impl RequestContext {
     /// Asks for a version of the services that are called from here on.
     pub(crate) fn prefer(&mut self, version: &'static str) {
         self.carried.insert(HeaderName::from_static(PREVIEW), HeaderValue::from_static(version));
+    }
+
+    /// Says whose request it is, without saying more: the session itself is a key to somebody's cart.
+    pub(crate) fn is_of(&mut self, session: &str) {
+        let mut hasher = DefaultHasher::new();
+        session.hash(&mut hasher);
+        if let Ok(value) = HeaderValue::try_from(format!("{:016x}", hasher.finish())) {
+            self.carried.insert(HeaderName::from_static(VISITOR), value);
+        }
     }
 
     /// Puts what is carried on into a call.

@@ -58,6 +58,6 @@ impl Services for Mesh<'_> {
     }
 
     async fn notify(&self, message: Notification) -> Result<(), CallError> {
-        self.client.json(self.context, Method::POST, "notification", "/notifications", Some(&message)).await
+        self.client.json(self.context, Method::POST, "notification", "/messages", Some(&message)).await
     }
 }

@@ -36,6 +36,7 @@ impl Visit {
         let known = cookie(headers, SESSION).filter(|id| is_session(id)).map(str::to_owned);
         let new = known.is_none();
         let session = known.unwrap_or_else(|| format!("{:016x}", fastrand::u64(..)));
+        context.is_of(&session);
         Self { context, session, preview, began: Instant::now(), new }
     }
 
@@ -119,5 +120,18 @@ mod tests {
         visit("shop_preview=v2").context.carry_into(&mut headers);
         assert_eq!(headers.get("x-preview"), Some(&HeaderValue::from_static("v2")));
         assert!(headers.contains_key("traceparent"), "a trace begins here");
+    }
+
+    #[test]
+    fn a_visitor_is_the_same_to_all_services_on_every_visit_and_the_session_stays_here() {
+        let told = |cookies| {
+            let mut headers = HeaderMap::new();
+            visit(cookies).context.carry_into(&mut headers);
+            headers.remove("x-visitor").expect("the visitor is told")
+        };
+        let visitor = told("shop_session=0123456789abcdef");
+        assert_eq!(visitor, told("shop_session=0123456789abcdef"));
+        assert_ne!(visitor, told("shop_session=0123456789abcdee"));
+        assert_ne!(visitor, "0123456789abcdef");
     }
 }
