@@ -28,7 +28,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 NAME = os.environ.get("WEFT_WORKLOAD", "echo")
-SETTINGS = {name: os.environ.get("ECHO_" + name.upper(), "") for name in ("label", "slow", "status", "every", "health", "calls")}
+NAMES = ("label", "slow", "status", "every", "health", "calls")
+SETTINGS = {name: os.environ.get("ECHO_" + name.upper(), "") for name in NAMES}
 # Sent on with every call, so that all hops of one request are one trace. Nothing else is asked of an application.
 CARRIED = ("traceparent", "tracestate")
 numbers = itertools.count(1)
@@ -50,7 +51,7 @@ class Echo(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         asked = dict(parse_qsl(url.query, keep_blank_values=True))
         if url.path == "/become":
-            SETTINGS.update({name: value for name, value in asked.items() if name in SETTINGS})
+            SETTINGS.update({name: value for name, value in asked.items() if name in NAMES})
             return self.say(200, f"{NAME}: {url.query}")
         if url.path == "/health":
             return self.say(int(SETTINGS["health"] or 200), "health")
@@ -75,7 +76,8 @@ class Echo(BaseHTTPRequestHandler):
                     break
             self.wait(0)
         except CallerGone:
-            print(f"nobody waits for {self.path} any more; stopped after {time.monotonic() - started:.1f} s", flush=True)
+            took = time.monotonic() - started
+            print(f"nobody waits for {self.path} any more; stopped after {took:.1f} s", flush=True)
             self.close_connection = True
             return
         self.say(status, text if status < 400 else f"{text} fails with {status}")
