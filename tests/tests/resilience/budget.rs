@@ -2,11 +2,12 @@
 
 use crate::stage::{ALONE, URL, assemble, chain, linked, stage};
 use futures_util::{StreamExt, stream};
+use http::Request;
 use std::time::Duration;
 use weft_tests::{
-    Client, Load, Scripted, eventually,
+    Client, Load, Scripted, empty, eventually,
     mesh::traffic,
-    scripted::{Onward, Spoken, status},
+    scripted::{Onward, Spoken, status, trailers_only},
 };
 
 /// Retries that the default budget allows at once: three a second over ten seconds.
@@ -31,12 +32,18 @@ async fn in_a_full_outage_an_upstream_gets_a_fifth_more_calls_and_not_three_time
     assert!(stage.counted("weft_retries_refused_total", &["reason=\"budget\""]).await > 0);
 }
 
+const HOPS: [&str; 4] = ["a", "b", "c", "d"];
+const UNLIMITED: &str = ", budget: { percent: 100, minPerSecond: 10000 }";
+
+/// Each of the services is worth three attempts to its caller.
+fn three_tries(more: &str) -> String {
+    HOPS.map(|name| traffic(name, &format!("retries: {{ attempts: 2{more} }}"))).concat()
+}
+
 /// Four services in a row, the last of which always fails, and each of which is worth three attempts to its caller.
 /// Gives how many requests came to each.
 async fn failing_chain(more: &str, calls: u64) -> Vec<u64> {
-    const HOPS: [&str; 4] = ["a", "b", "c", "d"];
-    let policy = HOPS.map(|name| traffic(name, &format!("retries: {{ attempts: 2{more} }}"))).concat();
-    let chain = chain(&HOPS, Spoken::Http1, &policy, |_| async { Ok(status(503)) }).await;
+    let chain = chain(&HOPS, Spoken::Http1, &three_tries(more), |_| async { Ok(status(503)) }).await;
     let client = Client::new(chain.client.outbound());
     let calling = stream::iter(0..calls).map(|_| client.get("http://a:8080/")).buffer_unordered(8);
     let failed = calling.filter(|answer| std::future::ready(answer.status == 503)).count().await;
@@ -58,8 +65,25 @@ async fn three_tries_at_each_of_four_hops_cost_a_fifth_more_and_not_eighty_times
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_budget_only_the_hop_next_to_the_failure_tries_again() {
-    let unlimited = ", budget: { percent: 100, minPerSecond: 10000 }";
-    assert_eq!(failing_chain(unlimited, 40).await, [40, 40, 40, 120]);
+    assert_eq!(failing_chain(UNLIMITED, 40).await, [40, 40, 40, 120]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_budget_only_the_hop_next_to_the_failure_tries_again_over_grpc_too() {
+    let policy = three_tries(&format!(", grpcStatuses: [UNAVAILABLE]{UNLIMITED}"));
+    let chain = chain(&HOPS, Spoken::Grpc, &policy, |_| async { Ok(trailers_only(14)) }).await;
+    let client = Client::new(chain.client.outbound());
+    for _ in 0..10 {
+        let request = Request::post("http://a:8080/shop.v1.A/Get")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(empty())
+            .unwrap();
+        let answer = client.call_http2(request).await;
+        assert_eq!(answer.header("grpc-status"), "14", "{:?}", answer.headers);
+    }
+    let came: Vec<u64> = chain.hops.iter().map(|hop| hop.app.begun()).collect();
+    assert_eq!(came, [10, 10, 10, 30]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

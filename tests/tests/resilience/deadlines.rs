@@ -70,6 +70,26 @@ async fn five_hops_stop_working_when_the_client_resets_its_stream() {
     five_hops_stop_when_the_client_quits(Spoken::Http2).await;
 }
 
+/// So many at once that their requests share connections between the sidecars.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_callers_that_go_away_at_once_leave_nothing_behind() {
+    const CALLS: u64 = 40;
+    let chain = chain(&["a", "b", "c"], Spoken::Http1, "", |_| hang()).await;
+    let proxy = chain.client.outbound();
+    let calls: Vec<_> = (0..CALLS)
+        .map(|_| tokio::spawn(async move { Client::new(proxy).get("http://a:8080/").await }))
+        .collect();
+    let last = &chain.hops[2].app;
+    eventually("all of them wait", PATIENCE, || async { (last.under_way() == CALLS).then_some(()) }).await;
+    let metrics = chain.client.metrics().await;
+    assert!(metrics.sum("weft_upstream_connections", &["protocol=\"http1over2\""]) > 0.0, "{}", metrics.0);
+    calls.iter().for_each(|call| call.abort());
+    at_rest(&chain, BOUND).await;
+    for hop in &chain.hops {
+        assert_eq!((hop.app.begun(), hop.app.ended(), hop.app.cancelled()), (CALLS, 0, CALLS));
+    }
+}
+
 /// Applications that care for nobody: what they have begun they go on with, though the one who asked has gone. All that
 /// they copy is `traceparent`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

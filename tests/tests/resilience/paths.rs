@@ -17,7 +17,8 @@ async fn a_service_is_told_apart_into_own_work_and_the_upstream_that_it_waits_fo
             tokio::time::sleep(Duration::from_millis(40)).await;
             onward.call(&asked, "http://short:8080/", Spoken::Http1).await
         });
-        (long?, short?);
+        long?;
+        short?;
         Ok(text("done"))
     });
     let after = |pause| async move {

@@ -142,7 +142,7 @@ async fn all_services_of_a_chain_restart_one_after_the_other_under_load_and_no_c
     let load = Load::start_with(client.outbound, "http://a:8080/", RATE, 32);
     eventually("calls flow", PATIENCE, || async { (load.seen().ok > 200).then_some(()) }).await;
     let begun = Instant::now();
-    for (service, number, next, old) in running.drain(..).collect::<Vec<_>>() {
+    for (service, number, next, old) in std::mem::take(&mut running) {
         old.stop();
         running.push((service, number, next, Running::start(&mesh, service, number, next).await));
         let before = load.seen();
