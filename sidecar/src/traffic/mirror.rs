@@ -18,7 +18,7 @@ use http::{HeaderName, HeaderValue, Method, Response, header, request::Parts};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use smallvec::SmallVec;
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::VecDeque,
     pin::Pin,
     rc::Rc,
@@ -31,7 +31,7 @@ use weft_config::snapshot::Mirror;
 /// Says to whoever gets a copy that it is one.
 pub(crate) const WEFT_MIRROR: HeaderName = HeaderName::from_static("weft-mirror");
 
-/// Copies that one worker has under way.
+/// Copies to one backend that one worker has under way.
 const UNDER_WAY: usize = 64;
 /// Bytes that wait for a copy to take them, with something on top for each piece.
 const PENDING: usize = 256 * 1024;
@@ -39,20 +39,42 @@ const PIECE: usize = 128;
 /// What is read of a copy's answer, to keep its connection.
 const ANSWER: u64 = 1024 * 1024;
 
-/// One worker's copies under way.
+/// One worker's copies under way, counted by the backend that they go to: one that hangs takes no place of another's.
 #[derive(Default)]
-pub(crate) struct Copies(Rc<Cell<usize>>);
+pub(crate) struct Copies(Rc<RefCell<Counts>>);
 
-/// One of them; its place is free again when this goes.
-struct UnderWay(Rc<Cell<usize>>);
+/// Those backends that copies are under way to.
+type Counts = SmallVec<[(Arc<MirrorSeries>, usize); 4]>;
+
+/// A copy under way; its place is free again when this goes.
+struct UnderWay {
+    counts: Rc<RefCell<Counts>>,
+    to: Arc<MirrorSeries>,
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        let mut counts = self.counts.borrow_mut();
+        let Some(at) = counts.iter().position(|(to, _)| Arc::ptr_eq(to, &self.to)) else { return };
+        counts[at].1 -= 1;
+        if counts[at].1 == 0 {
+            counts.swap_remove(at);
+        }
     }
 }
 
 impl Copies {
+    /// A place for one more copy, if there is room.
+    fn begin(&self, to: &Arc<MirrorSeries>) -> Option<UnderWay> {
+        let mut counts = self.0.borrow_mut();
+        match counts.iter_mut().find(|(known, _)| Arc::ptr_eq(known, to)) {
+            Some((_, count)) if *count >= UNDER_WAY => return None,
+            Some((_, count)) => *count += 1,
+            None => counts.push((to.clone(), 1)),
+        }
+        Some(UnderWay { counts: self.0.clone(), to: to.clone() })
+    }
+
     /// Sends copies of a request to those mirrors that its share of requests falls to, and gives the body back with
     /// which the original goes on. `series` are those of the mirrors, in their order; `random(n)` is a number below
     /// `n`; `send` makes the attempt at the mirror of this index. A copy that is not through within `time` is given up.
@@ -77,12 +99,10 @@ impl Copies {
             if mirror.denominator == 0 || random(mirror.denominator) >= mirror.numerator {
                 continue;
             }
-            if self.0.get() >= UNDER_WAY {
+            let Some(under_way) = self.begin(series) else {
                 series.copied(CopyResult::Dropped);
                 continue;
-            }
-            self.0.set(self.0.get() + 1);
-            let under_way = UnderWay(self.0.clone());
+            };
             let (body, pipe) = copy_of(&body);
             let mut head = head.clone();
             head.headers.insert(WEFT_MIRROR, HeaderValue::from_static("1"));

@@ -112,17 +112,15 @@ async fn keys_can_be_cookies_query_parameters_and_the_source() {
     assert_eq!(taken(&stage, 50).await.len(), 1, "one caller, one endpoint");
 }
 
-fn versions() -> impl Future<Output = [Instance; 3]> {
-    async {
-        [
-            Instance::new("p1", Backend::text("v1").await).of("product").label("version", "v1"),
-            Instance::new("p2", Backend::text("v2").await)
-                .of("product")
-                .label("version", "v2")
-                .label("tier", "gold"),
-            Instance::new("p3", Backend::text("v2 too").await).of("product").label("version", "v2"),
-        ]
-    }
+async fn versions() -> [Instance; 3] {
+    [
+        Instance::new("p1", Backend::text("v1").await).of("product").label("version", "v1"),
+        Instance::new("p2", Backend::text("v2").await)
+            .of("product")
+            .label("version", "v2")
+            .label("tier", "gold"),
+        Instance::new("p3", Backend::text("v2 too").await).of("product").label("version", "v2"),
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

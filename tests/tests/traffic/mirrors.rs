@@ -174,7 +174,8 @@ async fn mirrors_that_hang_fail_or_are_not_there_are_nobodys_problem() {
             .sum("weft_mirrored_total", &[&format!("backend=\"{backend}\""), &format!("result=\"{result}\"")])
     };
     for backend in ["shop/failing", "shop/breaking", "shop/absent"] {
-        assert!(copies(backend, "failed") > 0.0, "{backend}: {}", metrics.0);
+        // All but large ones that it did not take in time: those that hang take no place of others.
+        assert!(copies(backend, "failed") > 120.0, "{backend}: {}", metrics.0);
     }
     assert!(metrics.sum("weft_mirrored_total", &["result=\"dropped\""]) > 0.0, "{}", metrics.0);
     let requests = ["direction=\"outbound\"", "service=\"shop/product\"", "status=\"200\""];

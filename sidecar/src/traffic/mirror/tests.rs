@@ -191,7 +191,7 @@ fn a_copy_that_hangs_or_fails_costs_the_original_nothing() {
         assert_eq!(world.counts(), [[0, 0, 0], [0, 1, 0], [0, 1, 0]]);
         tokio::time::sleep(TIME).await;
         assert_eq!(world.counts()[0], [0, 1, 0], "given up in time");
-        assert_eq!(world.copies.0.get(), 0);
+        assert!(world.copies.0.borrow().is_empty());
     });
 }
 
@@ -226,12 +226,32 @@ fn copies_under_way_are_bounded() {
         for _ in 0..UNDER_WAY + 10 {
             world.send(Body::Empty, |_, _, _| pending());
         }
-        assert_eq!(world.copies.0.get(), UNDER_WAY);
+        assert_eq!(world.copies.0.borrow()[0].1, UNDER_WAY);
         assert_eq!(world.counts(), [[0, 0, 10]]);
         tokio::time::sleep(TIME).await;
         settle().await;
-        assert_eq!(world.copies.0.get(), 0);
+        assert!(world.copies.0.borrow().is_empty());
         assert_eq!(world.counts(), [[0, UNDER_WAY as u64, 10]]);
+    });
+}
+
+#[test]
+fn a_mirror_that_hangs_takes_no_place_of_anothers() {
+    run(async {
+        let world = World::new(&[(1, 1), (1, 1)]);
+        let sent = UNDER_WAY as u64 + 10;
+        for _ in 0..sent {
+            world.send(
+                Body::Empty,
+                |index, _, _| async move { if index == 0 { pending().await } else { ok() } },
+            );
+            settle().await;
+        }
+        assert_eq!(world.counts(), [[0, 0, 10], [sent, 0, 0]]);
+        tokio::time::sleep(TIME).await;
+        settle().await;
+        assert_eq!(world.counts()[0], [0, UNDER_WAY as u64, 10]);
+        assert!(world.copies.0.borrow().is_empty(), "nothing is kept of backends without copies");
     });
 }
 
