@@ -120,7 +120,9 @@ async fn a_connect_that_takes_too_long_is_given_up_and_even_a_post_goes_elsewher
         + &traffic("alone", "timeouts: { connect: 200ms }, retries: { attempts: 0 }")
         + &traffic(
             "product",
-            "timeouts: { connect: 200ms }, loadBalancer: { algorithm: roundRobin }, retries: { attempts: 0 }",
+            // What never left repeats no work, and so asks neither attempts nor budget.
+            "timeouts: { connect: 200ms }, loadBalancer: { algorithm: roundRobin },
+             retries: { attempts: 0, budget: { percent: 0, minPerSecond: 0 } }",
         );
     let mesh = Mesh::start(&policy).await;
     let caller = mesh.sidecar(Beside::new("caller")).await;
