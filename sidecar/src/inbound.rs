@@ -105,6 +105,7 @@ impl Inbound {
             caller_is_http2: head.version == Version::HTTP_2,
             tunnel,
             back,
+            connecting: Default::default(),
         };
         let wire = self.app.wire(&attempt);
         call.note(|log| (log.endpoint, log.wire) = (Some(self.app.place.address), wire.as_str()));

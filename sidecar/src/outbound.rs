@@ -17,7 +17,14 @@ use crate::{
     live::{Live, LiveBackend, LiveCalls, LivePort, LiveRule},
     message, redirect,
     telemetry::metrics::Direction,
-    traffic::{cors, fault, rate_limit::Passed, session, split::Choice},
+    traffic::{
+        cors,
+        deadline::{self, Told},
+        fault,
+        rate_limit::Passed,
+        session,
+        split::Choice,
+    },
     upstream::Cluster,
     worker::Worker,
 };
@@ -77,6 +84,8 @@ impl Outbound {
         body: Body,
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
+        // Before our own names are stripped: this one an application may use, since it can only shorten.
+        let told = deadline::read(&head.headers, call.grpc, call.started());
         let tunnel = message::prepare(head, false)?;
         message::ensure_host(head);
         call.chain = self.worker.shared.chains.of(&call.trace);
@@ -86,7 +95,8 @@ impl Outbound {
             None => match Box::pin(self.find(live, head)).await? {
                 Destination::Service(port) => port,
                 Destination::External(cluster) => {
-                    return Box::pin(self.outside(call, limits, cluster, tunnel, head, body, back)).await;
+                    return Box::pin(self.outside(call, limits, cluster, told, tunnel, head, body, back))
+                        .await;
                 }
             },
         };
@@ -124,7 +134,7 @@ impl Outbound {
         message::apply(routed.filters(), routed.matched, head)?;
         message::apply(chosen.filters(), routed.matched, head)?;
         let body = self.mirror(live, &routed, &chosen, head, body);
-        let time = Time::of(call, head, &calls.timeouts, limits);
+        let time = Time::of(call, told, &calls.timeouts, limits);
         let attempts = Attempts {
             worker: &self.worker,
             limits,
@@ -268,13 +278,14 @@ impl Outbound {
         call: &mut Call,
         limits: &Limits,
         cluster: Rc<Cluster>,
+        told: Told,
         tunnel: bool,
         head: &mut Parts,
         body: Body,
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
         let calls = Calls::default();
-        let time = Time::of(call, head, &calls.timeouts, limits);
+        let time = Time::of(call, told, &calls.timeouts, limits);
         let to = Attempts {
             worker: &self.worker,
             limits,

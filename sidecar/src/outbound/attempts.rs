@@ -12,7 +12,7 @@ use crate::{
     live::LiveBackend,
     message::{self, WEFT_ATTEMPT, WEFT_ERROR, WEFT_RETRIED},
     telemetry::metrics::{AttemptResult, Direction},
-    traffic::deadline::{self, Deadline, Told},
+    traffic::deadline::{Deadline, Told},
     upstream::{
         Attempt, AttemptEntry, Attempted, Cluster, Decision, End, Endpoint, Entry, InFlight, Outcome,
         Preference, Wire, decide, retry_after,
@@ -66,12 +66,11 @@ pub(super) struct Time {
 
 impl Time {
     /// By policy, by what the application says, and by how long the caller of the request waits that it is made for.
-    pub(super) fn of(call: &Call, head: &Parts, policy: &Timeouts, limits: &Limits) -> Self {
+    pub(super) fn of(call: &Call, told: Told, policy: &Timeouts, limits: &Limits) -> Self {
         let started = call.started();
         // A gRPC stream may stay silent for as long as it likes; its deadline is its caller's.
         let whole = policy.request.or_else(|| (!call.grpc).then_some(limits.request_timeout));
         let own = whole.filter(|t| !t.is_zero()).map_or(Deadline::NONE, |t| Deadline::after(started, t));
-        let told = deadline::read(&head.headers, call.grpc, started);
         let mut given = Deadline::NONE;
         if policy.deadlines {
             let chain = call.chain.as_ref().map_or(Deadline::NONE, |chain| chain.deadline);
@@ -245,7 +244,7 @@ impl Attempts<'_> {
         };
         let now = Instant::now();
         let took = now - begun;
-        chosen.flight.endpoint().load.observe(took, now);
+        chosen.flight.endpoint().load.observe(took.saturating_sub(attempt.connecting.get()), now);
         let result = match &outcome {
             Ok(response) => AttemptResult::of_status(response.status().as_u16()),
             Err(failed) => AttemptResult::Failed(failed.error.kind),
@@ -269,6 +268,7 @@ impl Attempts<'_> {
             caller_is_http2: head.version == Version::HTTP_2,
             tunnel: self.tunnel,
             back: self.back,
+            connecting: Default::default(),
         }
     }
 

@@ -98,6 +98,7 @@ async fn copy(
         caller_is_http2: head.version == Version::HTTP_2,
         tunnel: false,
         back: &Nobody,
+        connecting: Default::default(),
     };
     let outcome = endpoint.exchange(endpoint.wire(&attempt), head, body, &attempt).await;
     let now = Instant::now();

@@ -16,7 +16,12 @@ use crate::{
     telemetry::metrics::{Queue, Retry},
 };
 use http::{Response, request};
-use std::{rc::Rc, sync::Arc, time};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::Arc,
+    time::{self, Duration},
+};
 use tokio::time::Instant;
 use weft_config::{
     identity::{MeshProtocol, ServiceName},
@@ -68,6 +73,15 @@ pub(crate) struct Attempt<'a> {
     pub(crate) tunnel: bool,
     /// The way back to the caller, for interim responses.
     pub(crate) back: &'a dyn Back,
+    /// How long it took to get a connection: that is no latency of the endpoint, or one slow handshake would keep calls
+    /// away from it for a while.
+    pub(crate) connecting: Cell<Duration>,
+}
+
+impl Attempt<'_> {
+    fn connected(&self, began: Instant) {
+        self.connecting.set(self.connecting.get() + began.elapsed());
+    }
 }
 
 impl Endpoint {
@@ -158,6 +172,7 @@ impl Endpoint {
         mut body: Body,
         attempt: &Attempt<'_>,
     ) -> Result<Response<Body>, Failed> {
+        let began = Instant::now();
         let grant = match self.pool.slot() {
             Some(slot) => Ok(Grant::Slot(slot)),
             None => self.pool.wait(attempt.bounds, attempt.limits, attempt.queue).await,
@@ -178,7 +193,10 @@ impl Endpoint {
             Err(error) => return Err(Failed { error, body: Some(Box::new(body)) }),
         };
         match self.connect_http1(slot, attempt).await {
-            Ok(client) => client.exchange(head, body, attempt.back, self.pool.clone()).await,
+            Ok(client) => {
+                attempt.connected(began);
+                client.exchange(head, body, attempt.back, self.pool.clone()).await
+            }
             Err(error) => Err(Failed { error, body: Some(Box::new(body)) }),
         }
     }
@@ -229,10 +247,16 @@ impl Endpoint {
         loop {
             let client = match self.pool.multiplexed(wire) {
                 Some(client) => client,
-                None => match Box::pin(self.multiplexed(wire, &mut fresh, attempt)).await {
-                    Ok(client) => client,
-                    Err(error) => return Err(Failed { error, body: Some(Box::new(body)) }),
-                },
+                None => {
+                    let began = Instant::now();
+                    match Box::pin(self.multiplexed(wire, &mut fresh, attempt)).await {
+                        Ok(client) => {
+                            attempt.connected(began);
+                            client
+                        }
+                        Err(error) => return Err(Failed { error, body: Some(Box::new(body)) }),
+                    }
+                }
             };
             match client.exchange(head, body, attempt.back).await {
                 Err(Failed { error, body: Some(again) }) if !error.sent && !fresh => {

@@ -133,6 +133,7 @@ impl Target {
             caller_is_http2: wire == Wire::Http2,
             tunnel: false,
             back: &Nobody,
+            connecting: Default::default(),
         };
         self.endpoint.exchange(wire, head, body, &attempt).await.map_err(|failed| failed.error)
     }
