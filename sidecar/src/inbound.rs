@@ -121,12 +121,7 @@ impl Inbound {
         let mut response = match outcome {
             Ok(Ok(response)) => finish(response, tunnel),
             Ok(Err(failed)) => return Err(failed.error),
-            Err(_) => {
-                return Err(Error::after_send(
-                    Kind::Timeout,
-                    "the application did not answer in the time that the caller gave",
-                ));
-            }
+            Err(_) => return Err(self.timed_out(begun)),
         };
         if let Some(permit) = &mut call.permit {
             permit.answered(!response.status().is_server_error());
@@ -134,6 +129,13 @@ impl Inbound {
         passed.write(response.headers_mut());
         mark_if_retried(call, &mut response);
         Ok(response)
+    }
+
+    fn timed_out(&self, begun: Instant) -> Error {
+        let Served { service, port, .. } = &self.served;
+        let waited = begun.elapsed().as_secs_f64();
+        let detail = format!("the application behind {service}:{port} did not answer within {waited:.3} s");
+        Error::after_send(Kind::Timeout, detail)
     }
 
     /// Limits that are counted where the service is served.

@@ -29,6 +29,9 @@ use std::{
 use tokio::time::timeout_at;
 use weft_config::snapshot::{Calls, Limits, Timeouts, Traffic};
 
+/// How much earlier than its caller a peer may find that the time is up.
+const ROUNDING: Duration = Duration::from_millis(5);
+
 /// Where a request was routed, and by what rules it is sent there.
 pub(super) struct Attempts<'a> {
     pub(super) worker: &'a Worker,
@@ -250,9 +253,12 @@ impl Attempts<'_> {
             Err(failed) => AttemptResult::Failed(failed.error.kind),
         };
         self.worker.shard.attempt(&self.cluster.series, result);
+        // Its caller's patience is over, or so nearly that the peer, who is told whole milliseconds, said so first.
+        let impatient = self.time.given.left(now).is_some_and(|left| left < ROUNDING);
         let judged = match &outcome {
+            Ok(response) if impatient && response.status() == 504 => Outcome::Neutral,
+            Err(_) if impatient => Outcome::Neutral,
             Ok(response) => outcome_of(response),
-            Err(_) if self.time.given.is_over(now) => Outcome::Neutral,
             Err(failed) => Outcome::of_error(failed.error.kind),
         };
         Tried { chosen, outcome, took, judged }
