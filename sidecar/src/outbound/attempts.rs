@@ -55,12 +55,13 @@ pub(super) struct Attempts<'a> {
 pub(super) struct Time {
     /// What the caller said.
     told: Told,
-    /// When the time is up.
+    /// When the head of an answer must be there.
     deadline: Deadline,
-    /// When it is up because the caller waits no longer: that is nobody's failure.
+    /// When all of it must be there. The mesh's own default is not part of it and does not travel: it only bounds the
+    /// wait for a head, and told on it would cut the streams that serve somebody's long answer two hops away.
+    whole: Deadline,
+    /// When the caller waits no longer: that is nobody's failure.
     given: Deadline,
-    /// Whether that holds for all of the answer. The mesh's own default only bounds the wait for its head.
-    whole: bool,
     /// Whether deadlines are told to upstreams.
     tell: bool,
     /// Whether the request that this call is made for is itself another attempt of its caller.
@@ -71,19 +72,23 @@ impl Time {
     /// By policy, by what the application says, and by how long the caller of the request waits that it is made for.
     pub(super) fn of(call: &Call, told: Told, policy: &Timeouts, limits: &Limits) -> Self {
         let started = call.started();
-        // A gRPC stream may stay silent for as long as it likes; its deadline is its caller's.
-        let whole = policy.request.or_else(|| (!call.grpc).then_some(limits.request_timeout));
-        let own = whole.filter(|t| !t.is_zero()).map_or(Deadline::NONE, |t| Deadline::after(started, t));
+        let after = |time: Option<Duration>| {
+            time.filter(|t| !t.is_zero()).map_or(Deadline::NONE, |t| Deadline::after(started, t))
+        };
         let mut given = Deadline::NONE;
         if policy.deadlines {
             let chain = call.chain.as_ref().map_or(Deadline::NONE, |chain| chain.deadline);
             given = told.deadline.earliest(chain);
         }
+        let whole = after(policy.request).earliest(given);
+        // A gRPC stream may stay silent for as long as it likes; its deadline is its caller's.
+        let default =
+            if policy.request.is_none() && !call.grpc { Some(limits.request_timeout) } else { None };
         Self {
             told,
-            deadline: own.earliest(given),
+            deadline: whole.earliest(after(default)),
+            whole,
             given,
-            whole: policy.request.is_some() || given != Deadline::NONE,
             tell: policy.deadlines,
             caller_retries: call.chain.as_ref().is_some_and(|chain| chain.is_retry),
         }
@@ -221,7 +226,7 @@ impl Attempts<'_> {
     fn address(&self, head: &mut Parts, endpoint: &Endpoint, number: u32) {
         let sidecar = endpoint.place.identity.is_some();
         if self.time.tell {
-            self.time.told.pass_on(&mut head.headers, self.time.deadline, Instant::now());
+            self.time.told.pass_on(&mut head.headers, self.time.whole, Instant::now());
         }
         if !sidecar {
             message::strip_own(&mut head.headers);
@@ -347,7 +352,7 @@ impl Attempts<'_> {
         if !mesh {
             response.headers_mut().remove(WEFT_ERROR);
         }
-        let until = self.time.deadline.instant().filter(|_| self.time.whole);
+        let until = self.time.whole.instant();
         let idle = self.calls.timeouts.idle.filter(|t| !t.is_zero());
         if until.is_none() && idle.is_none() {
             response

@@ -104,8 +104,8 @@ impl Attempts<'_> {
                     }
                     None
                 }
-                Decision::Again { after, reason, free } => match race.entry.retry(Instant::now()) {
-                    _ if free => Some((after, reason)),
+                Decision::Again { after, reason, free: true } => Some((after, reason)),
+                Decision::Again { after, reason, free: false } => match race.entry.retry(Instant::now()) {
                     Ok(slot) => {
                         race.slots.push(slot);
                         Some((after, reason))
