@@ -1,6 +1,7 @@
-//! What TrafficPolicies on a Service say of the calls that come in where it is served.
+//! What TrafficPolicies and CachePolicies on a Service say of the calls that come in where it is served.
 
 use super::attached::{Index, Policies};
+use super::cache::{self, Side};
 use super::calls::{given, rate_limits};
 use super::conditions::only;
 use super::findings::Findings;
@@ -17,7 +18,11 @@ pub(super) fn compile(
     findings: &mut Findings,
 ) -> Vec<Arc<Admission>> {
     let index = Index::new(documents);
-    let each = serves.iter().map(|served| on(&index.on_port(&served.service, served.port), findings).into());
+    let each = serves.iter().map(|served| {
+        let mut admission = on(&index.on_port(&served.service, served.port), findings);
+        admission.cache = cache::for_port(&index, &served.service, served.port, Side::Inbound, findings);
+        admission.into()
+    });
     each.collect()
 }
 
@@ -28,6 +33,8 @@ pub(super) fn on(policies: &Policies<'_>, findings: &mut Findings) -> Admission 
     Admission {
         rate_limits: limits.map(|said| rate_limits(&said, findings)).unwrap_or_default(),
         concurrency: bounds.map(|said| concurrency(said.what, said.by.found, findings).into()),
+        // Another kind of policy says it.
+        cache: None,
     }
 }
 

@@ -1,5 +1,6 @@
-//! Which TrafficPolicies speak about a call or about a backend's endpoints, the most specific first.
+//! Which TrafficPolicies and CachePolicies speak about a call or about a backend's endpoints, the most specific first.
 
+use super::cache::CacheOn;
 use super::of_kind;
 use crate::document::target::{TargetKind, TargetRef};
 use crate::document::traffic_policy::TrafficPolicySpec;
@@ -11,6 +12,7 @@ use std::collections::HashMap;
 #[derive(Default)]
 pub(super) struct Index<'d> {
     policies: HashMap<(TargetKind, &'d str, &'d str), Vec<Attached<'d>>>,
+    caches: HashMap<(TargetKind, &'d str, &'d str), Vec<CacheOn<'d>>>,
     services: HashMap<(&'d str, &'d str), &'d Service>,
 }
 
@@ -56,6 +58,13 @@ impl<'d> Index<'d> {
                 index.policies.entry((target.kind, namespace, &target.name)).or_default().push(attached);
             }
         }
+        for (found, policy) in of_kind!(documents, CachePolicy) {
+            let namespace = policy.metadata.namespace();
+            for target in &policy.spec.target_refs {
+                let on = CacheOn { found, policy, target };
+                index.caches.entry((target.kind, namespace, &target.name)).or_default().push(on);
+            }
+        }
         // No two that are in force say the same part about one thing; should it happen, the older one holds.
         for policies in index.policies.values_mut() {
             policies.sort_by_cached_key(|policy| {
@@ -83,20 +92,52 @@ impl<'d> Index<'d> {
 
     /// On a port of a service.
     pub(super) fn on_port(&self, service: &ServiceName, port: u16) -> Policies<'d> {
-        let document = self.services.get(&(&*service.namespace, &*service.name));
-        let port = document.and_then(|document| document.spec.ports.iter().find(|own| own.port == port));
-        let name = port.and_then(|port| port.name.as_deref());
-        self.on(TargetKind::Service, &service.namespace, &service.name, name)
+        let section = self.port_name(service, port);
+        self.on(TargetKind::Service, &service.namespace, &service.name, section)
+    }
+
+    fn port_name(&self, service: &ServiceName, port: u16) -> Option<&'d str> {
+        let document = self.services.get(&(&*service.namespace, &*service.name))?;
+        document.spec.ports.iter().find(|own| own.port == port)?.name.as_deref()
     }
 
     /// On a rule of a route.
     pub(super) fn on_rule(&self, route: &Document, rule: Option<&str>) -> Policies<'d> {
-        let kind = match route.kind() {
-            Kind::GrpcRoute => TargetKind::GrpcRoute,
-            _ => TargetKind::HttpRoute,
-        };
         let metadata = route.metadata();
-        self.on(kind, metadata.namespace(), &metadata.name, rule)
+        self.on(route_kind(route), metadata.namespace(), &metadata.name, rule)
+    }
+
+    /// CachePolicies on a port of a service, the most specific first.
+    pub(super) fn caches_on_port(&self, service: &ServiceName, port: u16) -> Vec<CacheOn<'d>> {
+        let section = self.port_name(service, port);
+        self.caches_on(TargetKind::Service, &service.namespace, &service.name, section)
+    }
+
+    /// CachePolicies on a rule of a route, the most specific first.
+    pub(super) fn caches_on_rule(&self, route: &Document, rule: Option<&str>) -> Vec<CacheOn<'d>> {
+        let metadata = route.metadata();
+        self.caches_on(route_kind(route), metadata.namespace(), &metadata.name, rule)
+    }
+
+    fn caches_on(
+        &self,
+        kind: TargetKind,
+        namespace: &str,
+        name: &str,
+        section: Option<&str>,
+    ) -> Vec<CacheOn<'d>> {
+        let all = self.caches.get(&(kind, namespace, name)).map_or(&[][..], Vec::as_slice);
+        let on_section = |on: &&CacheOn<'_>| on.target.section_name.is_some();
+        let of_section =
+            all.iter().filter(on_section).filter(|on| on.target.section_name.as_deref() == section);
+        of_section.chain(all.iter().filter(|on| !on_section(on))).copied().collect()
+    }
+}
+
+fn route_kind(route: &Document) -> TargetKind {
+    match route.kind() {
+        Kind::GrpcRoute => TargetKind::GrpcRoute,
+        _ => TargetKind::HttpRoute,
     }
 }
 

@@ -105,6 +105,8 @@ pub(super) fn compile(
         mirrors: own.mirrors,
         cors: own.cors,
         own_traffic: None,
+        // Another kind of policy says it.
+        cache: None,
     }
 }
 

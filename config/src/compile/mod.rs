@@ -6,6 +6,7 @@
 mod admission;
 mod attached;
 mod authorization;
+mod cache;
 mod caller;
 mod calls;
 mod conditions;
@@ -119,6 +120,9 @@ pub(crate) fn check(found: &Located, findings: &mut Findings) {
         Document::HttpRoute(_) | Document::GrpcRoute(_) => routes::check(found, findings),
         Document::AuthorizationPolicy(policy) => authorization::check(policy, found, findings),
         Document::TrafficPolicy(policy) => traffic_policy(policy, found, findings),
+        Document::CachePolicy(policy) => {
+            cache::compile(policy, found, findings);
+        }
         _ => {}
     }
 }

@@ -1,6 +1,7 @@
 //! HTTPRoutes and GRPCRoutes compiled to the rules and the route table of one service port.
 
 use super::attached::{Index, Policies};
+use super::cache::{self, CacheOn};
 use super::caller::Caller;
 use super::calls::{self, Own};
 use super::filters::{self, Compiled, header_name};
@@ -44,7 +45,13 @@ pub(super) fn compile(
 pub(super) fn check(found: &Located, findings: &mut Findings) {
     let policies = Index::default();
     let caller = Caller::in_namespace(found.document.metadata().namespace());
-    let around = Surroundings { policies: &policies, on_port: Policies::default(), port: 0, caller: &caller };
+    let around = Surroundings {
+        policies: &policies,
+        on_port: Policies::default(),
+        caches: Vec::new(),
+        port: 0,
+        caller: &caller,
+    };
     let mut builder = Builder::new(&around);
     builder.add(found, findings);
     builder.finish(std::slice::from_ref(found), findings);
@@ -113,6 +120,8 @@ pub(super) struct Surroundings<'a, 'd> {
     pub(super) policies: &'a Index<'d>,
     /// Those on the port itself.
     pub(super) on_port: Policies<'d>,
+    /// The CachePolicies on it.
+    pub(super) caches: Vec<CacheOn<'d>>,
     pub(super) port: u16,
     pub(super) caller: &'a Caller,
 }
@@ -243,6 +252,7 @@ impl<'a, 'd> Builder<'a, 'd> {
         };
         let action = action(&compiled, backends);
         let mut calls = calls::compile(&on_rule, &around.on_port, own, around.port, findings);
+        calls.cache = cache::for_rule(around.policies, &found.document, section, &around.caches, findings);
         if on_rule.speak_of_endpoints()
             && let Action::Forward(backends) = &action
         {

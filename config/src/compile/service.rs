@@ -1,6 +1,7 @@
 //! A Service compiled: its ports, the routes and the traffic policy on each, and where each is served.
 
 use super::attached::{Index, Policies};
+use super::cache::{self, Side};
 use super::caller::Caller;
 use super::calls::{self, Own};
 use super::findings::Findings;
@@ -33,8 +34,12 @@ pub(super) fn compile(
         .map(|port| {
             let on_port = policies.on_port(&name, port.port);
             let traffic = traffic::compile(&on_port, &name, findings);
-            let calls = calls::compile(&Policies::default(), &on_port, Own::default(), port.port, findings);
-            let around = routes::Surroundings { policies: &policies, on_port, port: port.port, caller };
+            let mut calls =
+                calls::compile(&Policies::default(), &on_port, Own::default(), port.port, findings);
+            calls.cache = cache::for_port(&policies, &name, port.port, Side::Outbound, findings);
+            let caches = policies.caches_on_port(&name, port.port);
+            let around =
+                routes::Surroundings { policies: &policies, on_port, caches, port: port.port, caller };
             let routes = routes::compile(&name, port, documents, &around, findings);
             Port {
                 port: port.port,

@@ -1,5 +1,6 @@
 //! What documents compile to, from YAML through policy and the wire to the snapshot.
 
+mod cache;
 mod traffic;
 
 use super::*;

@@ -6,6 +6,7 @@ use super::{
     registry::Registry,
 };
 use crate::compile::{is_attached, speaks_of_endpoints};
+use crate::document::cache_policy::CachePlace;
 use crate::document::mesh_policy::{MeshPolicySpec, Up};
 use crate::document::target::TargetKind;
 use crate::document::workload::WorkloadSpec;
@@ -258,8 +259,8 @@ impl<'a> Attached<'a> {
         (keys.into_iter().filter_map(|key| self.documents.get(key).copied()).collect(), backends)
     }
 
-    /// AuthorizationPolicies on a workload, on what it serves, and on its whole namespace; and of the TrafficPolicies on
-    /// what it serves those that are about calls that come in.
+    /// AuthorizationPolicies on a workload, on what it serves, and on its whole namespace; and of the TrafficPolicies and
+    /// CachePolicies on what it serves those that are about calls that come in.
     fn to_workload(&self, workload: &ServiceName, serves: &[ServiceName]) -> Vec<&'a wire::Document> {
         let mut keys: BTreeSet<&DocumentKey> =
             self.whole_namespace.get(&workload.namespace).cloned().unwrap_or_default();
@@ -267,9 +268,15 @@ impl<'a> Attached<'a> {
         for service in serves {
             keys.extend(self.targeting(TargetKind::Service, service));
         }
-        keys.retain(|key| match self.traffic_policy(key) {
-            Some(policy) => !policy.spec.rate_limits.is_empty() || policy.spec.concurrency.is_some(),
-            None => key.kind == Kind::AuthorizationPolicy,
+        keys.retain(|key| match self.in_force.get(*key).map(|held| &held.document) {
+            Some(Document::TrafficPolicy(policy)) => {
+                !policy.spec.rate_limits.is_empty() || policy.spec.concurrency.is_some()
+            }
+            // One that turns the cache off can hold against another on the whole Service.
+            Some(Document::CachePolicy(policy)) => {
+                policy.spec.place != CachePlace::Outbound || policy.spec.enabled == Some(false)
+            }
+            _ => key.kind == Kind::AuthorizationPolicy,
         });
         keys.into_iter().filter_map(|key| self.documents.get(key).copied()).collect()
     }

@@ -1,6 +1,6 @@
 //! Policy on calls compiled: timeouts, retries, hedging, who is kept where, limits, faults, deprecation, mirrors, CORS.
 
-use super::{Backend, Key, Traffic};
+use super::{Backend, CacheRules, Key, Traffic};
 use crate::matching::HeaderCondition;
 use http::{HeaderName, HeaderValue, Method};
 use std::{sync::Arc, time::Duration};
@@ -36,6 +36,8 @@ pub struct Calls {
     /// not say of endpoints is as each backend's own policies say it; shards and mirrors are wholly as theirs say.
     /// Never set for a port without routes.
     pub own_traffic: Option<Arc<[Traffic]>>,
+    /// Which answers are kept at the caller's.
+    pub cache: Option<Arc<CacheRules>>,
 }
 
 /// How long calls may take; `None` takes the default, zero is no limit.
@@ -290,6 +292,8 @@ pub struct Admission {
     pub rate_limits: Arc<[RateLimit]>,
     /// How many calls the application gets at once.
     pub concurrency: Option<Arc<Concurrency>>,
+    /// Which answers are kept here.
+    pub cache: Option<Arc<CacheRules>>,
 }
 
 /// How many calls the application gets at once.

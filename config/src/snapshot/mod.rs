@@ -1,6 +1,7 @@
 //! Policy compiled into immutable look-up structures; a sidecar reads one snapshot per request and swaps it whole.
 
 mod authorization;
+mod cache;
 mod calls;
 mod hosts;
 mod key;
@@ -10,6 +11,10 @@ pub use authorization::{
     Authorization, AuthorizationRule, Caller, Decision, NO_ALLOW_RULE, Operation, PathPattern,
 };
 
+pub use cache::{
+    CacheKeyRules, CacheOverride, CacheParameters, CachePath, CacheRedis, CacheRules, CacheTagRules,
+    CacheTierRules, CacheTtlRules, CachedMethod,
+};
 pub use calls::{
     Abort, Admission, Calls, Concurrency, ConcurrencyLimit, Cors, Deprecation, Fault, Hedge, HedgeAfter,
     Mirror, Only, Origin, RateLimit, Retry, Session, Sharding, Timeouts,

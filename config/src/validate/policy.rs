@@ -4,7 +4,7 @@ use super::route::header_matches;
 use super::{Findings, label, shown};
 use crate::compile::{SOURCES, speaks_of_endpoints};
 use crate::document::authorization_policy::{AuthorizationAction, AuthorizationPolicySpec};
-use crate::document::cache_policy::CachePolicySpec;
+use crate::document::cache_policy::{CachePlace, CachePolicySpec};
 use crate::document::duration::PolicyDuration;
 use crate::document::mesh_policy::MeshPolicySpec;
 use crate::document::route::HeaderMatch;
@@ -385,6 +385,20 @@ pub(super) fn cache_policy(findings: &mut Findings<'_>, spec: &CachePolicySpec) 
         &spec.target_refs,
         &[TargetKind::Service, TargetKind::HttpRoute, TargetKind::GrpcRoute],
     );
+    if spec.target_refs.iter().any(|target| target.kind != TargetKind::Service) {
+        let cure = "target the Service, or keep answers at the caller's (`outbound`)";
+        match spec.place {
+            CachePlace::Outbound => {}
+            CachePlace::Inbound => {
+                findings.error("spec.where", "where a service is served no routes are known", cure);
+            }
+            CachePlace::Both => findings.warning(
+                "spec.where",
+                "where a service is served no routes are known: there this policy holds for none",
+                cure,
+            ),
+        }
+    }
     if spec.key.query.include.is_some() && spec.key.query.exclude.is_some() {
         findings.error("spec.key.query", "found `include` and `exclude` together", "keep one of the two");
     }
