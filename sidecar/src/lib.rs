@@ -6,6 +6,7 @@
 mod admin;
 mod body;
 mod bootstrap;
+mod cache;
 mod connect_request;
 mod context;
 mod drain;

@@ -93,13 +93,24 @@ impl HeaderCase {
         Some(case)
     }
 
+    /// What it takes in memory.
+    pub(crate) fn size(&self) -> usize {
+        size_of::<Self>() + self.names.iter().map(|name| size_of::<Bytes>() + name.len()).sum::<usize>()
+    }
+
+    /// The same with its names in memory of their own: as it came, it shares the whole head's.
+    pub(crate) fn detached(&self) -> Self {
+        let names = self.names.iter().map(|name| Bytes::copy_from_slice(name)).collect();
+        Self { lower: self.lower, names }
+    }
+
     fn spelling(&self, name: &[u8]) -> Option<&Bytes> {
         self.names.iter().find(|spelled| spelled.eq_ignore_ascii_case(name))
     }
 }
 
 /// Writes a name the way `case` says, conventionally without one.
-pub(super) fn write_name(out: &mut Vec<u8>, name: &HeaderName, case: Option<&HeaderCase>) {
+pub(crate) fn write_name(out: &mut Vec<u8>, name: &HeaderName, case: Option<&HeaderCase>) {
     let name = name.as_str().as_bytes();
     if let Some(case) = case {
         if let Some(spelled) = case.spelling(name) {

@@ -20,7 +20,7 @@ mod server;
 mod wire;
 mod write;
 
-pub(crate) use case::HeaderCase;
+pub(crate) use case::{HeaderCase, write_name as write_field_name};
 pub(crate) use client::{Client, Recycle};
 pub(crate) use hop_by_hop::strip_hop_by_hop;
 pub(crate) use incoming::Incoming;

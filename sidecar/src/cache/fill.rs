@@ -1,0 +1,635 @@
+//! One fetch for requests that come at once, and the response read by all of them while it comes in.
+//!
+//! The first request for what is not stored is the filler: it goes to the origin. Others wait until the head of the
+//! response is there, whichever worker they are on, and then read the body as it comes. If the response cannot be
+//! kept, or there is none, all who wait are released at once, and each goes to the origin by itself. If the filler's
+//! client goes away before there is a response, one of those who wait takes over.
+
+mod driver;
+mod stream;
+
+use super::{
+    body::Reader,
+    entry::{Entry, Key, Variants},
+    seconds_now,
+    store::{Since, Store},
+};
+use crate::{
+    body::Body,
+    error::{Error, Kind},
+};
+use bytes::Bytes;
+use driver::Driver;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use stream::{Read, Stream};
+
+/// Parts of the register of fills, each behind a lock of its own, and how many fills a part takes.
+const PARTS: usize = 16;
+const FILLS_MAX: usize = 256;
+/// Requests that share one fill.
+const SEATS_MAX: usize = 4096;
+/// For how long nobody waits for a key whose response could not be kept, and for one that failed.
+const UNCACHEABLE_SECONDS: u32 = 10;
+const FAILED_SECONDS: u32 = 2;
+
+/// The fills under way that others can join.
+pub(super) struct Fills {
+    parts: [Mutex<HashMap<u128, Arc<Fill>, foldhash::fast::RandomState>>; PARTS],
+    orphans: AtomicUsize,
+    coalesced: AtomicU64,
+    handed_over: AtomicU64,
+    released: AtomicU64,
+    outgrown: AtomicU64,
+    cut_off: AtomicU64,
+}
+
+impl Default for Fills {
+    fn default() -> Self {
+        Self {
+            parts: std::array::from_fn(|_| Mutex::default()),
+            orphans: AtomicUsize::new(0),
+            coalesced: AtomicU64::new(0),
+            handed_over: AtomicU64::new(0),
+            released: AtomicU64::new(0),
+            outgrown: AtomicU64::new(0),
+            cut_off: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What happened to fills so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FillStatistics {
+    /// Requests that waited for another's fetch.
+    pub(crate) coalesced: u64,
+    /// Fetches that another request took over because the first one's client went away.
+    pub(crate) handed_over: u64,
+    /// Fetches that released those who waited for them.
+    pub(crate) released: u64,
+    /// Responses that got too large to be kept while they came.
+    pub(crate) outgrown: u64,
+    /// Requests that were too far behind in one of these.
+    pub(crate) cut_off: u64,
+}
+
+/// Why a request goes to the origin by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Alone {
+    /// The response to another like it could not be kept.
+    Uncacheable,
+    /// The response to another like it is larger than what is kept.
+    TooLarge,
+    /// Another like it failed.
+    Failed,
+    /// It waited as long as it may.
+    Waited,
+    /// As many fetches are under way, or wait for this one, as may.
+    Crowded,
+}
+
+/// What a request does for which nothing is stored that it can use.
+pub(crate) enum Turn {
+    /// It goes to the origin, for all who want the same.
+    Fetch(Filler),
+    /// It waits for another that did.
+    Wait(Waiter),
+    /// It goes to the origin for nobody but itself; the response may be stored.
+    Alone(Filler, Alone),
+    /// Something newer was stored since it looked.
+    LookAgain,
+}
+
+/// What waiting came to.
+pub(crate) enum Waited {
+    /// The response is stored.
+    Kept(Arc<Entry>),
+    /// Its head is here, its body on the way.
+    Streaming(Joined),
+    /// The filler went away: this request goes to the origin for all.
+    Fetch(Filler),
+    /// It goes to the origin for nobody but itself; the response may be stored.
+    Alone(Filler, Alone),
+}
+
+/// One fetch.
+struct Fill {
+    store: Arc<Store>,
+    /// The hash of what is fetched, and what those have in common who can wait for it.
+    hash: u128,
+    common: u128,
+    text: Box<[u8]>,
+    state: Mutex<State>,
+}
+
+struct State {
+    phase: Phase,
+    since: Since,
+    seats: Seats,
+    /// Who reads the body from the origin.
+    driver: Option<Waker>,
+}
+
+enum Phase {
+    /// The origin was asked.
+    Asked,
+    /// The filler went away.
+    Vacant,
+    /// The head is here.
+    Streaming(Stream),
+    /// An entry was stored without a body being fetched.
+    Kept(Arc<Entry>),
+    /// Nobody gets anything from it.
+    Released(Alone),
+}
+
+/// Who waits and who reads.
+#[derive(Default)]
+struct Seats {
+    places: Vec<Option<Place>>,
+    free: Vec<usize>,
+}
+
+struct Place {
+    offset: u64,
+    waker: Option<Waker>,
+}
+
+impl Seats {
+    fn count(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    fn take(&mut self) -> usize {
+        let place = Some(Place { offset: 0, waker: None });
+        match self.free.pop() {
+            Some(at) => {
+                self.places[at] = place;
+                at
+            }
+            None => {
+                self.places.push(place);
+                self.places.len() - 1
+            }
+        }
+    }
+
+    fn leave(&mut self, at: usize) {
+        if self.places[at].take().is_some() {
+            self.free.push(at);
+        }
+    }
+
+    fn wait(&mut self, at: usize, cx: &Context<'_>) {
+        if let Some(Some(place)) = self.places.get_mut(at) {
+            match &mut place.waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+        }
+    }
+
+    fn offsets(&self) -> impl Iterator<Item = u64> {
+        self.places.iter().flatten().map(|place| place.offset)
+    }
+
+    fn fastest(&self) -> Option<u64> {
+        self.offsets().max()
+    }
+
+    fn slowest(&self) -> Option<u64> {
+        self.offsets().min()
+    }
+}
+
+impl Fill {
+    fn new(store: &Arc<Store>, key: Key<'_>, common: Key<'_>) -> Arc<Self> {
+        let since = store.since(key.hash());
+        let state = State { phase: Phase::Asked, since, seats: Seats::default(), driver: None };
+        Arc::new(Self {
+            store: store.clone(),
+            hash: key.hash(),
+            common: common.hash(),
+            text: common.text().into(),
+            state: Mutex::new(state),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes all who wait for something to come; their locks on it are taken when this one is open again.
+    fn wake_all(&self) {
+        let wakers: Vec<Waker> = {
+            let mut state = self.lock();
+            state.seats.places.iter_mut().flatten().filter_map(|place| place.waker.take()).collect()
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Takes it off the register: nobody joins it from now on.
+    fn withdraw(&self) {
+        let mut part = self.store.fills.part(self.common);
+        if part.get(&self.common).is_some_and(|fill| std::ptr::eq(&**fill, self)) {
+            part.remove(&self.common);
+        }
+    }
+
+    fn join(self: &Arc<Self>, now: Since) -> Join {
+        let mut state = self.lock();
+        match &state.phase {
+            // What was asked for before a purge is not for who comes after it.
+            _ if state.since != now => Join::Outdated,
+            Phase::Kept(_) => Join::Stored,
+            Phase::Streaming(stream) if stream.entry.is_some() => Join::Stored,
+            Phase::Released(why) => Join::Not(*why),
+            Phase::Streaming(stream) if !stream.whole => Join::Not(Alone::TooLarge),
+            _ if state.seats.count() >= SEATS_MAX => Join::Not(Alone::Crowded),
+            _ => Join::Joined(Waiter { seat: Seat { fill: self.clone(), at: state.seats.take() } }),
+        }
+    }
+}
+
+/// Whether a request can wait for a fill.
+enum Join {
+    Joined(Waiter),
+    /// Something was purged since it began.
+    Outdated,
+    /// It is through.
+    Stored,
+    Not(Alone),
+}
+
+impl Fills {
+    fn part(&self, hash: u128) -> MutexGuard<'_, HashMap<u128, Arc<Fill>, foldhash::fast::RandomState>> {
+        self.parts[(hash >> 64) as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn statistics(&self) -> FillStatistics {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        FillStatistics {
+            coalesced: read(&self.coalesced),
+            handed_over: read(&self.handed_over),
+            released: read(&self.released),
+            outgrown: read(&self.outgrown),
+            cut_off: read(&self.cut_off),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> usize {
+        self.parts.iter().map(|part| part.lock().unwrap().len()).sum()
+    }
+}
+
+impl Store {
+    /// Whose turn it is to fetch what is stored under `key`, among those who have `common` in common: the key itself, or
+    /// the key with more that is known to matter. `seen` is what the request found and cannot use.
+    pub(crate) fn turn(
+        self: &Arc<Self>,
+        key: Key<'_>,
+        common: Key<'_>,
+        seen: Option<&Variants>,
+        now: u32,
+    ) -> Turn {
+        let alone = |why| Turn::Alone(self.fetch_alone(key, common), why);
+        if self.is_alone(common.hash(), now) {
+            return alone(Alone::Uncacheable);
+        }
+        let since = self.since(key.hash());
+        let fill = {
+            let mut part = self.fills.part(common.hash());
+            if let Some(fill) = part.get(&common.hash()) {
+                if *fill.text != *common.text() {
+                    return alone(Alone::Crowded);
+                }
+                match fill.join(since) {
+                    Join::Joined(waiter) => {
+                        self.fills.coalesced.fetch_add(1, Ordering::Relaxed);
+                        return Turn::Wait(waiter);
+                    }
+                    Join::Stored => return Turn::LookAgain,
+                    Join::Not(why) => return alone(why),
+                    // The new fill takes its place; it goes on for those who have joined it.
+                    Join::Outdated => {}
+                }
+            }
+            if part.len() >= FILLS_MAX {
+                return alone(Alone::Crowded);
+            }
+            let fill = Fill::new(self, key, common);
+            part.insert(common.hash(), fill.clone());
+            fill
+        };
+        let filler = Filler { fill, since, settled: false };
+        // The one before may have ended between the look-up and now.
+        let newest = self.newest(key, now);
+        let seen = seen.and_then(|seen| seen.iter().next());
+        match (&newest, seen) {
+            (Some(newest), Some(seen)) if Arc::ptr_eq(newest, seen) => Turn::Fetch(filler),
+            (Some(_), _) => Turn::LookAgain,
+            (None, _) => Turn::Fetch(filler),
+        }
+    }
+
+    /// A fetch that nobody waits for.
+    pub(crate) fn fetch_alone(self: &Arc<Self>, key: Key<'_>, common: Key<'_>) -> Filler {
+        let fill = Fill::new(self, key, common);
+        let since = fill.lock().since;
+        Filler { fill, since, settled: false }
+    }
+
+    /// What happened to fills so far.
+    pub(crate) fn fill_statistics(&self) -> FillStatistics {
+        self.fills.statistics()
+    }
+}
+
+/// Who goes to the origin. Dropped without a response, it hands over to one who waits.
+pub(crate) struct Filler {
+    fill: Arc<Fill>,
+    since: Since,
+    settled: bool,
+}
+
+impl Filler {
+    /// For [`Entry::head`] and [`Entry::refreshed`].
+    pub(crate) fn epoch(&self) -> u32 {
+        self.since.epoch()
+    }
+
+    /// The response is one that can be stored: `head` is what is kept of its head, `body` comes in. Gives what is there
+    /// of it so far, and a body for this request, which may be the stored one at once.
+    pub(crate) async fn start(mut self, head: Entry, body: Body) -> (Arc<Entry>, Body) {
+        let head = Arc::new(head);
+        let length = body.size_hint().exact();
+        if length.is_some_and(|length| length > self.fill.store.object_limit()) {
+            self.let_go(Alone::TooLarge, Some(UNCACHEABLE_SECONDS));
+            return (head, body);
+        }
+        self.settled = true;
+        let fill = self.fill.clone();
+        let at = {
+            let mut state = fill.lock();
+            state.phase = Phase::Streaming(Stream::new(head.clone(), length));
+            state.seats.take()
+        };
+        let seat = Seat { fill: fill.clone(), at };
+        let mut driver = Driver::new(fill.clone(), body, self.since);
+        if poll_fn(|cx| Poll::Ready(driver.poll_step(cx))).await.is_pending() {
+            driver.quiet = false;
+            fill.wake_all();
+            tokio::task::spawn_local(driver);
+            return (head, Body::Boxed(Box::pin(Reader::new(seat))));
+        }
+        let kept = match &fill.lock().phase {
+            Phase::Streaming(Stream { entry: Some(entry), .. }) => Some(entry.clone()),
+            _ => None,
+        };
+        match kept {
+            Some(entry) => {
+                let body = entry.body();
+                (entry, body)
+            }
+            None => (head, Body::Boxed(Box::pin(Reader::new(seat)))),
+        }
+    }
+
+    /// The response says that what is stored holds on: `entry` is stored in its place and goes to all who wait.
+    pub(crate) fn keep(mut self, entry: Entry) -> Arc<Entry> {
+        self.settled = true;
+        let (entry, _) = self.fill.store.put(entry, self.since, seconds_now());
+        self.fill.store.keep_company(self.fill.common);
+        self.fill.lock().phase = Phase::Kept(entry.clone());
+        self.fill.withdraw();
+        self.fill.wake_all();
+        entry
+    }
+
+    /// The response cannot be kept: all who wait go to the origin by themselves, and for a while all who come.
+    pub(crate) fn uncacheable(mut self) {
+        self.let_go(Alone::Uncacheable, Some(UNCACHEABLE_SECONDS));
+    }
+
+    /// There is no response: all who wait go to the origin by themselves.
+    pub(crate) fn failed(mut self) {
+        self.let_go(Alone::Failed, Some(FAILED_SECONDS));
+    }
+
+    fn let_go(&mut self, why: Alone, seconds: Option<u32>) {
+        self.settled = true;
+        if let Some(seconds) = seconds {
+            self.fill.store.leave_alone(self.fill.common, seconds_now().saturating_add(seconds));
+        }
+        let waited = {
+            let mut state = self.fill.lock();
+            state.phase = Phase::Released(why);
+            state.seats.count() > 0
+        };
+        if waited {
+            self.fill.store.fills.released.fetch_add(1, Ordering::Relaxed);
+        }
+        self.fill.withdraw();
+        self.fill.wake_all();
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let waited_for = {
+            let mut state = self.fill.lock();
+            state.phase = Phase::Vacant;
+            state.seats.count() > 0
+        };
+        if waited_for {
+            self.fill.wake_all();
+        } else {
+            self.fill.withdraw();
+        }
+    }
+}
+
+/// Who waits for another's fetch.
+pub(crate) struct Waiter {
+    seat: Seat,
+}
+
+impl Waiter {
+    /// Waits until there is something to read or nothing to wait for, but not longer than `most`.
+    pub(crate) async fn wait(mut self, most: Duration) -> Waited {
+        let waited = tokio::time::timeout(most, poll_fn(|cx| self.poll(cx))).await;
+        let why = match waited {
+            Ok(Ready::Kept(entry)) => return Waited::Kept(entry),
+            Ok(Ready::Streaming(head)) => return Waited::Streaming(Joined { head, seat: self.seat }),
+            Ok(Ready::Fetch(filler)) => return Waited::Fetch(filler),
+            Ok(Ready::Alone(why)) => why,
+            Err(_) => Alone::Waited,
+        };
+        let fill = &self.seat.fill;
+        let since = fill.store.since(fill.hash);
+        let state = State { phase: Phase::Asked, since, seats: Seats::default(), driver: None };
+        let own = Arc::new(Fill {
+            store: fill.store.clone(),
+            hash: fill.hash,
+            common: fill.common,
+            text: fill.text.clone(),
+            state: Mutex::new(state),
+        });
+        Waited::Alone(Filler { fill: own, since, settled: false }, why)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ready> {
+        let fill = &self.seat.fill;
+        let mut state = fill.lock();
+        Poll::Ready(match &state.phase {
+            Phase::Asked => {
+                state.seats.wait(self.seat.at, cx);
+                return Poll::Pending;
+            }
+            Phase::Vacant => {
+                let since = fill.store.since(fill.hash);
+                (state.phase, state.since) = (Phase::Asked, since);
+                fill.store.fills.handed_over.fetch_add(1, Ordering::Relaxed);
+                Ready::Fetch(Filler { fill: fill.clone(), since, settled: false })
+            }
+            Phase::Kept(entry) => Ready::Kept(entry.clone()),
+            Phase::Released(why) => Ready::Alone(*why),
+            Phase::Streaming(stream) => match (&stream.entry, &stream.outcome) {
+                (Some(entry), _) => Ready::Kept(entry.clone()),
+                (None, Some(Err(_))) => Ready::Alone(Alone::Failed),
+                _ if !stream.has_beginning() => Ready::Alone(Alone::TooLarge),
+                _ => Ready::Streaming(stream.head.clone()),
+            },
+        })
+    }
+}
+
+enum Ready {
+    Kept(Arc<Entry>),
+    Streaming(Arc<Entry>),
+    Fetch(Filler),
+    Alone(Alone),
+}
+
+/// A response whose head is here and whose body is on the way.
+pub(crate) struct Joined {
+    head: Arc<Entry>,
+    seat: Seat,
+}
+
+impl Joined {
+    /// Its head. Whoever waited has to see whether it is for its request.
+    pub(crate) fn head(&self) -> &Arc<Entry> {
+        &self.head
+    }
+
+    /// Its body.
+    pub(crate) fn into_body(self) -> Body {
+        Body::Boxed(Box::pin(Reader::new(self.seat)))
+    }
+}
+
+/// A place among those who wait for a fill or read it.
+pub(super) struct Seat {
+    fill: Arc<Fill>,
+    at: usize,
+}
+
+impl Seat {
+    /// The next of the body.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let mut state = self.fill.lock();
+        let state = &mut *state;
+        let (Phase::Streaming(stream), Some(Some(place))) =
+            (&state.phase, state.seats.places.get_mut(self.at))
+        else {
+            return Poll::Ready(None);
+        };
+        match stream.read(place.offset) {
+            Read::Data(data) => {
+                place.offset += data.len() as u64;
+                if !stream.whole && stream.outcome.is_none() {
+                    // It may have waited for the fastest.
+                    state.driver.iter().for_each(Waker::wake_by_ref);
+                }
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Read::Wait => {
+                state.seats.wait(self.at, cx);
+                Poll::Pending
+            }
+            Read::Lost => {
+                self.fill.store.fills.cut_off.fetch_add(1, Ordering::Relaxed);
+                Poll::Ready(Some(Err(Error::after_send(
+                    Kind::Reset,
+                    "the response is too large to be kept, and this caller was too far behind the others",
+                ))))
+            }
+            Read::End => Poll::Ready(match &stream.outcome {
+                Some(Ok(Some(trailers))) => Some(Ok(Frame::trailers(HeaderMap::clone(trailers)))),
+                Some(Err(error)) => Some(Err(error.clone())),
+                _ => None,
+            }),
+        }
+    }
+
+    /// Whether nothing follows.
+    pub(super) fn is_through(&self) -> bool {
+        let state = self.fill.lock();
+        match (&state.phase, state.seats.places.get(self.at)) {
+            (Phase::Streaming(stream), Some(Some(place))) => {
+                matches!(stream.outcome, Some(Ok(None))) && place.offset == stream.end()
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        let state = self.fill.lock();
+        let (Phase::Streaming(stream), Some(Some(place))) = (&state.phase, state.seats.places.get(self.at))
+        else {
+            return SizeHint::new();
+        };
+        match (stream.length, &stream.outcome) {
+            (Some(length), _) => SizeHint::with_exact(length.saturating_sub(place.offset)),
+            (None, Some(Ok(None))) => SizeHint::with_exact(stream.end() - place.offset),
+            _ => SizeHint::new(),
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let (driver, vacant) = {
+            let mut state = self.fill.lock();
+            state.seats.leave(self.at);
+            let last = state.seats.count() == 0;
+            let slower = matches!(&state.phase, Phase::Streaming(stream) if !stream.whole);
+            let driver = if last || slower { state.driver.clone() } else { None };
+            (driver, last && matches!(state.phase, Phase::Vacant))
+        };
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+        if vacant {
+            self.fill.withdraw();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,397 @@
+//! The store against a naive model, under threads, under scans, and under purges.
+
+use super::*;
+use crate::cache::entry::tests::Sample;
+use bytes::Bytes;
+use proptest::prelude::*;
+use std::{
+    collections::HashMap,
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
+
+const MIB: u64 = 1 << 20;
+
+fn bounds(bytes: u64) -> Bounds {
+    Bounds { bytes, ..Bounds::default() }
+}
+
+fn key(text: &str) -> Key<'_> {
+    Key::new(text.as_bytes())
+}
+
+fn since(store: &Store, text: &str) -> Since {
+    store.since(key(text).hash())
+}
+
+fn put(store: &Store, sample: &Sample, body: impl Into<Bytes>, now: u32) -> Result<(), Refused> {
+    let since = since(store, &sample.key);
+    store.put(sample.entry_since(since.epoch(), body), since, now).1
+}
+
+fn has(store: &Store, text: &str, now: u32) -> bool {
+    store.look_up(key(text), now).is_some()
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put { key: u8, selector: u8, length: u16, useful: u8, tag: bool },
+    Get { key: u8 },
+    PurgeKey { key: u8, soft: bool },
+    PurgeTag { soft: bool },
+    PurgePrefix { key: u8 },
+    Sweep { few: u8 },
+    Later { by: u8 },
+    Limit { kib: u8 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..24u8, 0..4u8, 0..6000u16, 0..60u8, any::<bool>())
+            .prop_map(|(key, selector, length, useful, tag)| Step::Put { key, selector, length, useful, tag }),
+        8 => (0..24u8).prop_map(|key| Step::Get { key }),
+        1 => (0..24u8, any::<bool>()).prop_map(|(key, soft)| Step::PurgeKey { key, soft }),
+        1 => any::<bool>().prop_map(|soft| Step::PurgeTag { soft }),
+        1 => (0..24u8).prop_map(|key| Step::PurgePrefix { key }),
+        1 => (1..9u8).prop_map(|few| Step::Sweep { few }),
+        1 => (0..10u8).prop_map(|by| Step::Later { by }),
+        1 => (8..40u8).prop_map(|kib| Step::Limit { kib }),
+    ]
+}
+
+/// What the model knows of a stored response.
+#[derive(Clone)]
+struct Known {
+    body: Bytes,
+    useful_until: u32,
+    tagged: bool,
+    outdated: bool,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn what_is_found_is_the_last_that_was_stored_and_the_limit_holds_at_every_step(
+        roomy in any::<bool>(), steps in prop::collection::vec(step(), 1..200),
+    ) {
+        let mut limit = if roomy { 64 * MIB } else { 20_000 };
+        let store = Store::new(bounds(limit));
+        let mut model: HashMap<(u8, u8), Known> = HashMap::new();
+        let mut now = 1000;
+        let text = |key: u8| format!("shop/{}/{key}", key % 3);
+        for (i, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Put { key, selector, length, useful, tag } => {
+                    let mut sample = Sample::new(&text(key));
+                    sample.selector = format!("accept-language: {selector}");
+                    sample.useful_until = now + u32::from(useful);
+                    sample.tags = if tag { vec!["tag"] } else { vec![] };
+                    let body = Bytes::from(vec![i as u8; usize::from(length)]);
+                    let known = Known {
+                        body: body.clone(), useful_until: sample.useful_until, tagged: tag, outdated: false,
+                    };
+                    match put(&store, &sample, body, now) {
+                        Ok(()) => { model.insert((key, selector), known); }
+                        Err(why) => prop_assert!(why == Refused::NoRoom && u64::from(length) + 1000 > limit, "{why:?}"),
+                    }
+                }
+                Step::Get { key: asked } => {
+                    let found = store.look_up(key(&text(asked)), now);
+                    for entry in found.iter().flat_map(Variants::iter).filter(|e| e.times().useful_until >= now) {
+                        let selector = entry.selector().last().expect("not empty") - b'0';
+                        let known = model.get(&(asked, selector));
+                        let known = known.expect("was stored and not purged");
+                        prop_assert_eq!(&entry.bytes(), &known.body);
+                        prop_assert_eq!(entry.is_outdated(), known.outdated);
+                        prop_assert!(entry.key_text() == text(asked).as_bytes());
+                    }
+                    if roomy {
+                        let expected = model.iter().filter(|((k, _), v)| *k == asked && v.useful_until >= now).count();
+                        let useful = |e: &&Arc<Entry>| e.times().useful_until >= now;
+                        let found = found.iter().flat_map(Variants::iter).filter(useful).count();
+                        prop_assert_eq!(found, expected);
+                    }
+                }
+                Step::PurgeKey { key: purged, soft: true } => {
+                    store.purge_key(key(&text(purged)), Manner::Soft);
+                    model.iter_mut().filter(|((k, _), _)| *k == purged).for_each(|(_, v)| v.outdated = true);
+                }
+                Step::PurgeKey { key: purged, soft: false } => {
+                    store.purge_key(key(&text(purged)), Manner::Hard);
+                    model.retain(|(k, _), _| *k != purged);
+                }
+                Step::PurgeTag { soft: true } => {
+                    store.purge(What::Tag((*b"tag").into()), Manner::Soft, now);
+                    model.values_mut().filter(|v| v.tagged).for_each(|v| v.outdated = true);
+                }
+                Step::PurgeTag { soft: false } => {
+                    store.purge(What::Tag((*b"tag").into()), Manner::Hard, now);
+                    model.retain(|_, v| !v.tagged);
+                }
+                Step::PurgePrefix { key } => {
+                    let prefix = format!("shop/{}/", key % 3);
+                    store.purge(What::Prefix(prefix.as_bytes().into()), Manner::Hard, now);
+                    model.retain(|(k, _), _| !text(*k).starts_with(&prefix));
+                }
+                Step::Sweep { few } => {
+                    store.sweep(usize::from(few), now);
+                }
+                Step::Later { by } => now += u32::from(by),
+                Step::Limit { kib } => {
+                    if !roomy {
+                        limit = u64::from(kib) * 1024;
+                        store.set_bounds(bounds(limit), now);
+                    }
+                }
+            }
+            let ([used, queued, held], [counted, entries]) = store.audit();
+            prop_assert!(used <= limit, "{used} of {limit}");
+            prop_assert_eq!((used, counted), (held, entries));
+            prop_assert_eq!(queued, held);
+        }
+    }
+}
+
+#[test]
+fn a_scan_pushes_out_nothing_that_is_asked_for() {
+    let store = Store::new(bounds(4 * MIB));
+    let hot: Vec<String> = (0..500).map(|i| format!("hot/{i}")).collect();
+    for name in &hot {
+        put(&store, &Sample::new(name), vec![0; 1024], 0).expect("there is room");
+        assert!(has(&store, name, 0));
+    }
+    for i in 0..40_000 {
+        put(&store, &Sample::new(&format!("scan/{i}")), vec![0; 1024], 0).expect("room is made");
+    }
+    let left = hot.iter().filter(|name| has(&store, name, 0)).count();
+    assert!(left >= 495, "{left} of 500 are left");
+    assert!(store.statistics().evicted > 30_000);
+}
+
+#[test]
+fn what_comes_back_soon_after_it_had_to_leave_stays() {
+    let store = Store::new(bounds(MIB));
+    let put_all = |what: &str, numbers: std::ops::Range<u32>| {
+        for i in numbers {
+            put(&store, &Sample::new(&format!("{what}/{i}")), vec![0; 1024], 0).expect("room is made");
+        }
+    };
+    let left = |what: &str| (0..100).filter(|i| has(&store, &format!("{what}/{i}"), 0)).count();
+    put_all("returning", 0..100);
+    put_all("scan", 0..900);
+    assert_eq!(left("returning"), 0);
+    put_all("returning", 0..100);
+    put_all("new", 0..100);
+    put_all("scan", 900..2500);
+    assert_eq!(left("new"), 0);
+    let returning = left("returning");
+    assert!(returning > 50, "{returning} of 100 are left");
+}
+
+#[test]
+fn variants_are_bounded_and_the_oldest_goes() {
+    let store = Store::new(Bounds { variants: 3, ..Bounds::default() });
+    for selector in ["a", "b", "c", "b", "d"] {
+        let mut sample = Sample::new("k");
+        sample.selector = selector.to_owned();
+        put(&store, &sample, "x", 0).expect("there is room");
+    }
+    let found = store.look_up(key("k"), 0).expect("is stored");
+    let selectors: Vec<_> = found.iter().map(|entry| entry.selector()).collect();
+    assert_eq!(selectors, [b"d", b"b", b"c"]);
+    assert!(found.find(|entry| entry.selector() == b"b").is_some());
+    assert!(found.find(|entry| entry.selector() == b"a").is_none());
+}
+
+#[test]
+fn what_is_of_no_use_any_more_is_not_found_and_goes_by_and_by() {
+    let store = Store::new(Bounds::default());
+    for i in 0..1000 {
+        let mut sample = Sample::new(&format!("k/{i}"));
+        sample.useful_until = 10;
+        put(&store, &sample, "x", 0).expect("there is room");
+    }
+    assert!(has(&store, "k/1", 10) && !has(&store, "k/1", 11));
+    for i in 0..3000 {
+        put(&store, &Sample::new(&format!("new/{i}")), "x", 11).expect("there is room");
+    }
+    let statistics = store.statistics();
+    assert!(statistics.expired > 900, "{statistics:?}");
+    while !store.sweep(16, 11) {}
+    assert_eq!(store.statistics().entries, 3000);
+}
+
+#[test]
+fn a_purge_holds_at_once_and_counts_everything_it_was_for() {
+    let store = Store::new(Bounds::default());
+    for i in 0..1000 {
+        let mut sample = Sample::new(&format!("{}/{i}", if i % 2 == 0 { "even" } else { "odd" }));
+        sample.tags = if i % 5 == 0 { vec!["fifth", "t"] } else { vec!["t"] };
+        put(&store, &sample, "x", 0).expect("there is room");
+    }
+    let soft = store.purge(What::Tag((*b"fifth").into()), Manner::Soft, 0);
+    let found = store.look_up(key("odd/5"), 0).expect("a soft purge takes nothing out");
+    assert!(found.iter().all(|entry| entry.is_outdated()));
+    assert!(store.look_up(key("odd/7"), 0).expect("is stored").iter().all(|entry| !entry.is_outdated()));
+    let hard = store.purge(What::Prefix((*b"even/").into()), Manner::Hard, 0);
+    assert!(!has(&store, "even/2", 0) && has(&store, "odd/1", 0));
+    assert!(store.is_pending(&hard));
+    while !store.sweep(7, 0) {}
+    // The first round may have begun before the last purge.
+    while !store.sweep(7, 0) {}
+    assert!(!store.is_pending(&soft) && !store.is_pending(&hard));
+    assert_eq!((soft.found(), hard.found()), (200, 500));
+    assert_eq!(store.statistics().entries, 500);
+    assert_eq!(store.purge_through(What::Keys(Arc::new(|key| key.ends_with(b"9"))), Manner::Hard, 0), 100);
+    assert_eq!(store.purge_through(What::All, Manner::Hard, 0), 400);
+    let ([used, ..], [entries, _]) = store.audit();
+    assert_eq!((used, entries), (0, 0));
+    // What comes after a purge is not meant.
+    put(&store, &Sample::new("even/2"), "x", 0).expect("there is room");
+    assert!(has(&store, "even/2", 0));
+}
+
+#[test]
+fn what_was_asked_for_before_a_purge_is_not_stored_after_it() {
+    let store = Store::new(Bounds::default());
+    let sample = Sample::new("shop/a");
+    let before = since(&store, "shop/a");
+    store.purge_key(key("shop/a"), Manner::Hard);
+    assert_eq!(store.put(sample.entry("x"), before, 0).1, Err(Refused::Purged));
+    // By prefix, and even when the purge is long through.
+    let before = since(&store, "shop/a");
+    assert_eq!(store.purge_through(What::Prefix((*b"shop/").into()), Manner::Hard, 0), 0);
+    let late = sample.entry_since(before.epoch(), "x");
+    assert_eq!(store.put(late, before, 0).1, Err(Refused::Purged));
+    let now = since(&store, "shop/a");
+    let fresh = sample.entry_since(now.epoch(), "x");
+    assert_eq!(store.put(fresh, now, 0).1, Ok(()));
+    assert_eq!(store.purge_key(key("shop/a"), Manner::Soft), 1);
+    assert_eq!(store.purge_key(key("shop/a"), Manner::Hard), 1);
+    assert_eq!(store.purge_key(key("shop/a"), Manner::Hard), 0);
+}
+
+#[test]
+fn only_what_fits_is_kept() {
+    let store = Store::new(Bounds { bytes: 100_000, object: 50_000, variants: 16 });
+    assert_eq!(put(&store, &Sample::new("a"), vec![0; 50_001], 0), Err(Refused::TooLarge));
+    assert_eq!(put(&store, &Sample::new("a"), vec![0; 50_000], 0), Ok(()));
+    assert!(store.reserve_fill(60_000, 0) && !has(&store, "a", 0), "a fill makes room too");
+    assert_eq!(put(&store, &Sample::new("a"), vec![0; 50_000], 0), Err(Refused::NoRoom));
+    store.release_fill(60_000);
+    let entry = store.put(Sample::new("b").entry("x"), since(&store, "b"), 0).0;
+    store.remove(&Arc::new(Sample::new("b").entry("x")));
+    assert!(has(&store, "b", 0), "another entry under the same key is not the same");
+    store.remove(&entry);
+    assert!(!has(&store, "b", 0));
+    assert_eq!(store.statistics().bytes, 0);
+}
+
+#[test]
+fn the_top_are_those_with_most_hits() {
+    let store = Store::new(bounds(64 * MIB));
+    for i in 0..300 {
+        let name = format!("k/{i}");
+        put(&store, &Sample::new(&name), "x", 0).expect("there is room");
+        (0..i).for_each(|_| assert!(has(&store, &name, 0)));
+    }
+    let top = store.top(3);
+    let top: Vec<_> = top.iter().map(|top| (&top.key[..], top.hits)).collect();
+    assert_eq!(top, [(&b"k/299"[..], 299), (b"k/298", 298), (b"k/297", 297)]);
+    assert_eq!(store.statistics().hits, 299 * 300 / 2);
+}
+
+#[test]
+fn threads_agree_on_what_is_stored_and_never_pass_the_limit() {
+    let limit = MIB;
+    let store = &Store::new(bounds(limit));
+    let stop = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(seed);
+                for _ in 0..20_000 {
+                    let number = random.u32(0..2000);
+                    let name = format!("shop/{}/{number}", number % 7);
+                    match random.u32(0..100) {
+                        0 => _ = store.purge_key(key(&name), Manner::Hard),
+                        1 => {
+                            let prefix = format!("shop/{}/", number % 7);
+                            store.purge(What::Prefix(prefix.as_bytes().into()), Manner::Hard, 0);
+                        }
+                        2..20 => _ = store.sweep(64, 0),
+                        20..50 => {
+                            let body = vec![number as u8; number as usize];
+                            _ = put(store, &Sample::new(&name), body, 0);
+                        }
+                        _ => {
+                            for entry in store.look_up(key(&name), 0).iter().flat_map(Variants::iter) {
+                                assert_eq!(entry.key_text(), name.as_bytes());
+                                assert_eq!(entry.bytes(), vec![number as u8; number as usize]);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let used = store.statistics().bytes;
+                assert!(used <= limit, "{used}");
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        scope.spawn(move || {
+            // Long after the others are through, or as soon as they are: either way it ends.
+            std::thread::sleep(Duration::from_millis(500));
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+    let ([used, queued, held], [counted, entries]) = store.audit();
+    assert_eq!((used, queued, counted), (held, held, entries));
+    assert!(entries > 100);
+}
+
+/// Not a test of anything: prints what a look-up and a store cost. `cargo test -- --ignored --nocapture measure`.
+#[test]
+#[ignore = "measures"]
+#[allow(clippy::print_stdout)]
+fn measure() {
+    let store = Store::new(bounds(256 * MIB));
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/statm").expect("is Linux");
+        status.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("is a number") * 4096
+    };
+    let at_first = resident();
+    let names: Vec<String> =
+        (0..50_000).map(|i| format!("GET products.shop:8080/api/products/{i}")).collect();
+    let entries: Vec<_> = names.iter().map(|name| Sample::new(name).entry(vec![0; 1024])).collect();
+    let count = entries.len() as u32;
+    drop(entries.iter().map(|entry| entry.bytes()).collect::<Vec<_>>());
+    let before = Instant::now();
+    for (name, entry) in names.iter().zip(entries) {
+        store.put(entry, since(&store, name), 0).1.expect("there is room");
+    }
+    let stored = before.elapsed() / count;
+    let (bytes, held) =
+        (store.statistics().bytes / u64::from(count), (resident() - at_first) / u64::from(count));
+    for (what, step) in [("one key", 0), ("keys in order", 1), ("keys all over", 7919)] {
+        let (mut at, before) = (0, Instant::now());
+        for _ in 0..1_000_000 {
+            at = (at + step) % names.len();
+            let found = store.look_up(key(&names[at]), 0);
+            assert!(std::hint::black_box(found).is_some());
+        }
+        println!("{what}: {:?} a hit", before.elapsed() / 1_000_000);
+    }
+    let entry = store.look_up(key(&names[0]), 0).expect("is stored");
+    let entry = entry.iter().next().expect("has one");
+    let before = Instant::now();
+    for _ in 0..1_000_000 {
+        std::hint::black_box(entry.headers());
+    }
+    println!(
+        "{:?} to make a header map, {stored:?} to store, {bytes} bytes counted each",
+        before.elapsed() / 1_000_000
+    );
+}
