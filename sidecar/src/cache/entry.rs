@@ -14,7 +14,7 @@ use std::{
     hash::BuildHasher,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -118,7 +118,7 @@ pub(crate) struct Entry {
     ends: [u32; 5],
     times: Times,
     /// Up to which purge it is known not to be meant.
-    checked: AtomicU32,
+    checked: AtomicU64,
     status: StatusCode,
     flags: u16,
     standing: AtomicU8,
@@ -186,7 +186,7 @@ fn fields(section: &[u8]) -> impl Iterator<Item = (std::ops::Range<usize>, std::
 impl Entry {
     /// The head of a response. `epoch` is the purge that was the last when its request was sent. `None` if there is too
     /// much of it to be kept.
-    pub(crate) fn head(draft: &Draft<'_>, epoch: u32) -> Option<Self> {
+    pub(crate) fn head(draft: &Draft<'_>, epoch: u64) -> Option<Self> {
         let tags = draft.tags.iter().map(|tag| tag.len() + 2).sum::<usize>();
         let length = draft.key.text.len() + draft.selector.len() + tags + section_length(draft.headers);
         if length > HEAD_MAX {
@@ -213,7 +213,7 @@ impl Entry {
             extent: draft.extent.map(Box::new),
             ends,
             times: draft.times,
-            checked: AtomicU32::new(epoch),
+            checked: AtomicU64::new(epoch),
             status: draft.status,
             flags: draft.flags,
             standing: AtomicU8::new(STANDS),
@@ -245,7 +245,7 @@ impl Entry {
     }
 
     /// What this becomes by a 304 or a HEAD: another head, the same body and trailers.
-    pub(crate) fn refreshed(&self, draft: &Draft<'_>, epoch: u32) -> Option<Self> {
+    pub(crate) fn refreshed(&self, draft: &Draft<'_>, epoch: u64) -> Option<Self> {
         let head = Self::head(draft, epoch)?;
         let mut block = Vec::with_capacity(head.block.len() + self.section(TRAILERS).len());
         block.extend_from_slice(&head.block);
@@ -268,7 +268,7 @@ impl Entry {
             extent: self.extent.clone(),
             ends: self.ends,
             times: self.times,
-            checked: AtomicU32::new(self.checked.load(Ordering::Relaxed)),
+            checked: AtomicU64::new(self.checked.load(Ordering::Relaxed)),
             status: self.status,
             flags: self.flags,
             standing: AtomicU8::new(self.standing.load(Ordering::Relaxed)),
@@ -426,12 +426,12 @@ impl Entry {
     }
 
     /// Up to which purge it was looked at.
-    pub(super) fn checked(&self) -> u32 {
+    pub(super) fn checked(&self) -> u64 {
         self.checked.load(Ordering::Acquire)
     }
 
     /// Notes that it was looked at up to this purge; gives up to which it was before.
-    pub(super) fn check_until(&self, epoch: u32) -> u32 {
+    pub(super) fn check_until(&self, epoch: u64) -> u64 {
         self.checked.fetch_max(epoch, Ordering::AcqRel)
     }
 }

@@ -12,7 +12,7 @@ use super::{
     body::Reader,
     entry::{Entry, Key, Variants},
     seconds_now,
-    store::{Since, Store},
+    store::Store,
 };
 use crate::{
     body::Body,
@@ -125,16 +125,23 @@ pub(crate) enum Waited {
 /// One fetch.
 struct Fill {
     store: Arc<Store>,
-    /// The hash of what is fetched, and what those have in common who can wait for it.
-    hash: u128,
-    common: u128,
-    text: Box<[u8]>,
+    /// What is fetched, and what those have in common who can wait for it.
+    key: Arc<[u8]>,
+    common: Common,
     state: Mutex<State>,
+}
+
+/// A key that is kept, with its hash.
+#[derive(Clone)]
+struct Common {
+    hash: u128,
+    text: Arc<[u8]>,
 }
 
 struct State {
     phase: Phase,
-    since: Since,
+    /// The last purge when the origin was asked.
+    epoch: u64,
     seats: Seats,
     /// Who reads the body from the origin.
     driver: Option<Waker>,
@@ -213,16 +220,17 @@ impl Seats {
 }
 
 impl Fill {
-    fn new(store: &Arc<Store>, key: Key<'_>, common: Key<'_>) -> Arc<Self> {
-        let since = store.since(key.hash());
-        let state = State { phase: Phase::Asked, since, seats: Seats::default(), driver: None };
-        Arc::new(Self {
-            store: store.clone(),
-            hash: key.hash(),
-            common: common.hash(),
-            text: common.text().into(),
-            state: Mutex::new(state),
-        })
+    fn new(store: &Arc<Store>, key: Arc<[u8]>, common: Common) -> Arc<Self> {
+        let epoch = store.epoch();
+        let state = State { phase: Phase::Asked, epoch, seats: Seats::default(), driver: None };
+        Arc::new(Self { store: store.clone(), key, common, state: Mutex::new(state) })
+    }
+
+    fn of(store: &Arc<Store>, key: Key<'_>, common: Key<'_>) -> Arc<Self> {
+        let text: Arc<[u8]> = key.text().into();
+        // Almost always the same.
+        let common_text = if key.text() == common.text() { text.clone() } else { common.text().into() };
+        Self::new(store, text, Common { hash: common.hash(), text: common_text })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -240,17 +248,17 @@ impl Fill {
 
     /// Takes it off the register: nobody joins it from now on.
     fn withdraw(&self) {
-        let mut part = self.store.fills.part(self.common);
-        if part.get(&self.common).is_some_and(|fill| std::ptr::eq(&**fill, self)) {
-            part.remove(&self.common);
+        let mut part = self.store.fills.part(self.common.hash);
+        if part.get(&self.common.hash).is_some_and(|fill| std::ptr::eq(&**fill, self)) {
+            part.remove(&self.common.hash);
         }
     }
 
-    fn join(self: &Arc<Self>, now: Since) -> Join {
+    fn join(self: &Arc<Self>) -> Join {
         let mut state = self.lock();
         match &state.phase {
             // What was asked for before a purge is not for who comes after it.
-            _ if state.since != now => Join::Outdated,
+            _ if !self.store.holds(&self.key, state.epoch) => Join::Outdated,
             Phase::Kept(_) => Join::Stored,
             Phase::Streaming(stream) if stream.entry.is_some() => Join::Stored,
             Phase::Released(why) => Join::Not(*why),
@@ -307,14 +315,13 @@ impl Store {
         if self.is_alone(common.hash(), now) {
             return alone(Alone::Uncacheable);
         }
-        let since = self.since(key.hash());
         let fill = {
             let mut part = self.fills.part(common.hash());
             if let Some(fill) = part.get(&common.hash()) {
-                if *fill.text != *common.text() {
+                if *fill.common.text != *common.text() {
                     return alone(Alone::Crowded);
                 }
-                match fill.join(since) {
+                match fill.join() {
                     Join::Joined(waiter) => {
                         self.fills.coalesced.fetch_add(1, Ordering::Relaxed);
                         return Turn::Wait(waiter);
@@ -328,11 +335,11 @@ impl Store {
             if part.len() >= FILLS_MAX {
                 return alone(Alone::Crowded);
             }
-            let fill = Fill::new(self, key, common);
+            let fill = Fill::of(self, key, common);
             part.insert(common.hash(), fill.clone());
             fill
         };
-        let filler = Filler { fill, since, settled: false };
+        let filler = Filler::new(fill);
         // The one before may have ended between the look-up and now.
         let newest = self.newest(key, now);
         let seen = seen.and_then(|seen| seen.iter().next());
@@ -345,9 +352,7 @@ impl Store {
 
     /// A fetch that nobody waits for.
     pub(crate) fn fetch_alone(self: &Arc<Self>, key: Key<'_>, common: Key<'_>) -> Filler {
-        let fill = Fill::new(self, key, common);
-        let since = fill.lock().since;
-        Filler { fill, since, settled: false }
+        Filler::new(Fill::of(self, key, common))
     }
 
     /// What happened to fills so far.
@@ -359,14 +364,19 @@ impl Store {
 /// Who goes to the origin. Dropped without a response, it hands over to one who waits.
 pub(crate) struct Filler {
     fill: Arc<Fill>,
-    since: Since,
+    epoch: u64,
     settled: bool,
 }
 
 impl Filler {
+    fn new(fill: Arc<Fill>) -> Self {
+        let epoch = fill.lock().epoch;
+        Self { fill, epoch, settled: false }
+    }
+
     /// For [`Entry::head`] and [`Entry::refreshed`].
-    pub(crate) fn epoch(&self) -> u32 {
-        self.since.epoch()
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The response is one that can be stored: `head` is what is kept of its head, `body` comes in. Gives what is there
@@ -386,7 +396,7 @@ impl Filler {
             state.seats.take()
         };
         let seat = Seat { fill: fill.clone(), at };
-        let mut driver = Driver::new(fill.clone(), body, self.since);
+        let mut driver = Driver::new(fill.clone(), body);
         if poll_fn(|cx| Poll::Ready(driver.poll_step(cx))).await.is_pending() {
             driver.quiet = false;
             fill.wake_all();
@@ -409,8 +419,8 @@ impl Filler {
     /// The response says that what is stored holds on: `entry` is stored in its place and goes to all who wait.
     pub(crate) fn keep(mut self, entry: Entry) -> Arc<Entry> {
         self.settled = true;
-        let (entry, _) = self.fill.store.put(entry, self.since, seconds_now());
-        self.fill.store.keep_company(self.fill.common);
+        let (entry, _) = self.fill.store.put(entry, seconds_now());
+        self.fill.store.keep_company(self.fill.common.hash);
         self.fill.lock().phase = Phase::Kept(entry.clone());
         self.fill.withdraw();
         self.fill.wake_all();
@@ -430,7 +440,7 @@ impl Filler {
     fn let_go(&mut self, why: Alone, seconds: Option<u32>) {
         self.settled = true;
         if let Some(seconds) = seconds {
-            self.fill.store.leave_alone(self.fill.common, seconds_now().saturating_add(seconds));
+            self.fill.store.leave_alone(self.fill.common.hash, seconds_now().saturating_add(seconds));
         }
         let waited = {
             let mut state = self.fill.lock();
@@ -480,16 +490,8 @@ impl Waiter {
             Err(_) => Alone::Waited,
         };
         let fill = &self.seat.fill;
-        let since = fill.store.since(fill.hash);
-        let state = State { phase: Phase::Asked, since, seats: Seats::default(), driver: None };
-        let own = Arc::new(Fill {
-            store: fill.store.clone(),
-            hash: fill.hash,
-            common: fill.common,
-            text: fill.text.clone(),
-            state: Mutex::new(state),
-        });
-        Waited::Alone(Filler { fill: own, since, settled: false }, why)
+        let own = Fill::new(&fill.store, fill.key.clone(), fill.common.clone());
+        Waited::Alone(Filler::new(own), why)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ready> {
@@ -501,10 +503,10 @@ impl Waiter {
                 return Poll::Pending;
             }
             Phase::Vacant => {
-                let since = fill.store.since(fill.hash);
-                (state.phase, state.since) = (Phase::Asked, since);
+                let epoch = fill.store.epoch();
+                (state.phase, state.epoch) = (Phase::Asked, epoch);
                 fill.store.fills.handed_over.fetch_add(1, Ordering::Relaxed);
-                Ready::Fetch(Filler { fill: fill.clone(), since, settled: false })
+                Ready::Fetch(Filler { fill: fill.clone(), epoch, settled: false })
             }
             Phase::Kept(entry) => Ready::Kept(entry.clone()),
             Phase::Released(why) => Ready::Alone(*why),

@@ -6,11 +6,13 @@
 
 mod marks;
 mod shard;
+mod stores;
 mod table;
 
 pub(crate) use marks::{Manner, Mark, What};
 pub(super) use shard::PLACE;
 pub(crate) use shard::Top;
+pub(crate) use stores::Stores;
 
 use super::entry::{Entry, Key, Variants};
 use marks::Marks;
@@ -20,7 +22,7 @@ use std::{
     collections::BinaryHeap,
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -33,13 +35,13 @@ const BATCH: usize = 32;
 const MERCY: usize = 256;
 /// Slots looked at for every entry stored: what is of no use any more goes sooner than its turn.
 const GLANCE: usize = 2;
-/// Numbers that say whether something was purged since: shared by keys, which costs a response now and then that is not
-/// kept.
-const VERSIONS: usize = 1024;
 /// Places to remember keys that are not worth waiting for.
 const LONERS: usize = 512;
-/// Purges that may be on their way at once.
-const PENDING_MAX: usize = 64;
+/// Purges by hand that may be on their way at once.
+const LISTED_MAX: usize = 64;
+/// Keys and URIs of which it is remembered that they were purged. From half as many on, every further one looks through
+/// a part of the store, so that all of it is looked through before there are this many.
+const REMEMBERED_MAX: usize = 4096;
 
 /// What a policy allows a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +90,6 @@ pub(crate) struct Store {
     /// How much of it is fills.
     filling: AtomicU64,
     marks: Marks,
-    /// Changes whenever a key with its hash is purged.
-    versions: Box<[AtomicU32]>,
     /// Keys whose responses could not be kept: a print and the second until which that holds.
     loners: Box<[AtomicU64]>,
     /// Which shard makes room next.
@@ -105,7 +105,7 @@ struct Sweep {
     part: usize,
     slot: u32,
     /// The last purge when it began.
-    since: u32,
+    since: u64,
     under_way: bool,
 }
 
@@ -150,24 +150,6 @@ pub(crate) enum Refused {
     Purged,
 }
 
-/// The state of purging when a request was sent: what was purged since is not stored from its response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Since {
-    epoch: u32,
-    version: u32,
-}
-
-impl Since {
-    /// For [`Entry::head`] and [`Entry::refreshed`].
-    pub(crate) fn epoch(self) -> u32 {
-        self.epoch
-    }
-}
-
-fn version_index(hash: u128) -> usize {
-    (hash >> 96) as usize % VERSIONS
-}
-
 impl Store {
     pub(crate) fn new(bounds: Bounds) -> Self {
         let parts = (bounds.bytes / SHARD_BYTES).clamp(1, SHARDS_MAX).next_power_of_two();
@@ -179,7 +161,6 @@ impl Store {
             used: AtomicU64::new(0),
             filling: AtomicU64::new(0),
             marks: Marks::default(),
-            versions: (0..VERSIONS).map(|_| AtomicU32::new(0)).collect(),
             loners: (0..LONERS).map(|_| AtomicU64::new(0)).collect(),
             turn: AtomicUsize::new(0),
             sweep: Mutex::default(),
@@ -231,25 +212,27 @@ impl Store {
         (newest.times().useful_until >= now && !self.marks.judge(newest)).then(|| newest.clone())
     }
 
-    /// Where purging stands for the key with this hash, before the request is sent whose response may be stored.
-    pub(crate) fn since(&self, hash: u128) -> Since {
-        Since {
-            epoch: self.marks.latest(),
-            version: self.versions[version_index(hash)].load(Ordering::Acquire),
-        }
+    /// The last purge, before a request is sent whose response may be stored: for [`Entry::head`].
+    pub(crate) fn epoch(&self) -> u64 {
+        self.marks.latest()
+    }
+
+    /// Whether a response that was asked for at `epoch` is for who asks now.
+    pub(super) fn holds(&self, key: &[u8], epoch: u64) -> bool {
+        self.marks.holds(key, epoch)
     }
 
     /// Stores an entry as its resource's newest. Gives it back shared, with why it was not stored if it was not.
-    pub(crate) fn put(&self, entry: Entry, since: Since, now: u32) -> (Arc<Entry>, Result<(), Refused>) {
+    pub(crate) fn put(&self, entry: Entry, now: u32) -> (Arc<Entry>, Result<(), Refused>) {
         let entry = Arc::new(entry);
-        let stored = self.store(&entry, since, now);
+        let stored = self.store(&entry, now);
         if stored.is_err() {
             self.counts.refused.fetch_add(1, Ordering::Relaxed);
         }
         (entry, stored)
     }
 
-    fn store(&self, entry: &Arc<Entry>, since: Since, now: u32) -> Result<(), Refused> {
+    fn store(&self, entry: &Arc<Entry>, now: u32) -> Result<(), Refused> {
         let size = entry.size() as u64;
         if entry.length() as u64 > self.object_limit() || size > u64::from(u32::MAX) {
             return Err(Refused::TooLarge);
@@ -261,13 +244,12 @@ impl Store {
             return Err(Refused::NoRoom);
         }
         let hash = entry.key().hash();
-        let version = &self.versions[version_index(hash)];
         let most = self.variants.load(Ordering::Relaxed).max(1);
         let (mut removed, mut useless) = (Removed::default(), Removed::default());
         {
             let mut shard = self.part(hash).write();
-            // A purge first changes the version and then waits for the lock: it is either seen here or sees the entry.
-            if version.load(Ordering::Acquire) != since.version {
+            // A purge is first announced and then waits for the lock: it is either seen here or sees the entry.
+            if self.marks.judge(entry) {
                 drop(shard);
                 self.release(size);
                 return Err(Refused::Purged);
@@ -352,13 +334,13 @@ impl Store {
         false
     }
 
-    /// Purges what is stored under a key, and sees to it that what is under way for it is not stored. Gives how many
-    /// entries there were.
-    pub(crate) fn purge_key(&self, key: Key<'_>, manner: Manner) -> u64 {
-        self.versions[version_index(key.hash())].fetch_add(1, Ordering::AcqRel);
+    /// Purges what is stored under one key; a hard purge holds for what is under way too. Gives how many entries there
+    /// were.
+    pub(crate) fn purge_key(&self, key: Key<'_>, manner: Manner, now: u32) -> u64 {
         let spot = Spot::of(key.hash());
         match manner {
             Manner::Hard => {
+                self.remember(key, now);
                 let mut removed = Removed::default();
                 self.part(key.hash()).write().remove(spot, key, &mut removed);
                 let found = removed.entries;
@@ -366,12 +348,32 @@ impl Store {
                 found
             }
             Manner::Soft => {
-                // The lock waits for whoever is storing: after it, what is stored was seen.
-                let shard = self.part(key.hash()).write();
+                let shard = self.part(key.hash()).read();
                 let Some(variants) = shard.peek(spot, key) else { return 0 };
                 variants.iter().for_each(|entry| entry.outdate());
                 variants.iter().len() as u64
             }
+        }
+    }
+
+    /// Purges everything whose key has this for its first line, stored or under way: all that is kept of one URI. Cheap
+    /// enough for every request that changes something.
+    pub(crate) fn invalidate(&self, uri: &[u8], now: u32) {
+        self.remember(Key::new(uri), now);
+    }
+
+    fn remember(&self, text: Key<'_>, now: u32) {
+        self.marks.add_text(text);
+        let remembered = self.marks.remembered();
+        if remembered > REMEMBERED_MAX / 2 {
+            let few = 1 + self.counts.entries.load(Ordering::Relaxed) / 16_384;
+            for _ in 0..few {
+                self.sweep(BATCH, now);
+            }
+        }
+        // Only if more than a million entries were added meanwhile.
+        while self.marks.remembered() > REMEMBERED_MAX {
+            self.sweep(BATCH, now);
         }
     }
 
@@ -391,7 +393,7 @@ impl Store {
     /// Puts a purge in force for everything it is for, stored or under way. Its memory comes free with the sweeps that
     /// follow.
     pub(crate) fn purge(&self, what: What, manner: Manner, now: u32) -> Arc<Mark> {
-        while self.marks.pending() >= PENDING_MAX {
+        while self.marks.listed() >= LISTED_MAX {
             self.sweep(BATCH, now);
         }
         self.marks.add(what, manner)
@@ -400,7 +402,12 @@ impl Store {
     /// Purges and sweeps to the end, a few slots at a time. Gives how many entries it was for. Not for a worker.
     pub(crate) fn purge_through(&self, what: What, manner: Manner, now: u32) -> u64 {
         let mark = self.purge(what, manner, now);
-        while self.is_pending(&mark) {
+        self.sweep_for(&mark, now)
+    }
+
+    /// Sweeps until everything was looked at for this purge. Gives how many entries it was for. Not for a worker.
+    pub(crate) fn sweep_for(&self, mark: &Mark, now: u32) -> u64 {
+        while self.is_pending(mark) {
             self.sweep(BATCH, now);
         }
         mark.found()

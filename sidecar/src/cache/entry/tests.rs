@@ -55,7 +55,7 @@ impl Sample {
         self.head_since(0)
     }
 
-    pub(crate) fn head_since(&self, epoch: u32) -> Entry {
+    pub(crate) fn head_since(&self, epoch: u64) -> Entry {
         self.with(|draft| Entry::head(draft, epoch)).expect("is small")
     }
 
@@ -63,7 +63,7 @@ impl Sample {
         self.entry_since(0, body)
     }
 
-    pub(crate) fn entry_since(&self, epoch: u32, body: impl Into<Bytes>) -> Entry {
+    pub(crate) fn entry_since(&self, epoch: u64, body: impl Into<Bytes>) -> Entry {
         let body = body.into();
         self.head_since(epoch).with_body(body.len(), [&body], None).expect("is small")
     }

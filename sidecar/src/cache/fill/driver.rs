@@ -7,7 +7,7 @@
 use super::{Fill, Phase};
 use crate::{
     body::{Body, Piece},
-    cache::{seconds_now, store::Since},
+    cache::seconds_now,
     error::{Error, Kind},
 };
 use bytes::Bytes;
@@ -35,7 +35,6 @@ const TOO_LARGE_SECONDS: u32 = 10;
 pub(super) struct Driver {
     fill: Arc<Fill>,
     body: Body,
-    since: Since,
     /// Bytes of the store's limit that are taken for it.
     reserved: u64,
     length: u64,
@@ -48,11 +47,10 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(fill: Arc<Fill>, body: Body, since: Since) -> Self {
+    pub(super) fn new(fill: Arc<Fill>, body: Body) -> Self {
         Self {
             fill,
             body,
-            since,
             reserved: 0,
             length: 0,
             trailers: None,
@@ -188,7 +186,7 @@ impl Driver {
     fn outgrow(&mut self, now: u32) {
         self.whole = false;
         self.fill.store.fills.outgrown.fetch_add(1, Ordering::Relaxed);
-        self.fill.store.leave_alone(self.fill.common, now + TOO_LARGE_SECONDS);
+        self.fill.store.leave_alone(self.fill.common.hash, now + TOO_LARGE_SECONDS);
         self.fill.withdraw();
     }
 
@@ -219,8 +217,8 @@ impl Driver {
         let store = self.fill.store.clone();
         // What it had is what the entry needs; only another fill could be faster.
         store.release_fill(std::mem::take(&mut self.reserved));
-        let (entry, _) = store.put(entry, self.since, seconds_now());
-        store.keep_company(self.fill.common);
+        let (entry, _) = store.put(entry, seconds_now());
+        store.keep_company(self.fill.common.hash);
         if let Phase::Streaming(stream) = &mut self.fill.lock().phase {
             stream.settle(entry, self.trailers.take());
         }

@@ -348,7 +348,7 @@ fn an_uncacheable_response_releases_all_who_wait_and_for_a_while_all_who_come() 
         // One that can be stored after all ends that.
         alone.start(Sample::new("k").head(), Body::full("hello")).await;
         assert_eq!(stored(&store, "k").expect("is stored"), "hello");
-        store.purge_key(Key::new(b"k"), Manner::Hard);
+        store.purge_key(Key::new(b"k"), Manner::Hard, 0);
         fetch(&store, "k").uncacheable();
         let key = Key::new(b"k");
         let later = seconds_now() + UNCACHEABLE_SECONDS + 1;
@@ -494,14 +494,15 @@ fn fills_count_against_the_limit_and_make_room() {
 #[test]
 fn nobody_who_comes_after_a_purge_gets_what_was_fetched_before_it() {
     worker(async {
-        for by_key in [true, false] {
+        for how in 0..3 {
             let store = store();
             let old = fetch(&store, "k");
             let waiter = wait(&store, "k");
             let old_epoch = old.epoch();
-            match by_key {
-                true => _ = store.purge_key(Key::new(b"k"), Manner::Hard),
-                false => _ = store.purge_through(What::Prefix((*b"k").into()), Manner::Hard, 0),
+            match how {
+                0 => _ = store.purge_key(Key::new(b"k"), Manner::Hard, 0),
+                1 => store.invalidate(b"k", 0),
+                _ => _ = store.purge_through(What::Prefix((*b"k").into()), Manner::Hard, 0),
             }
             let new = fetch(&store, "k");
             let new_waiter = wait(&store, "k");
@@ -513,6 +514,22 @@ fn nobody_who_comes_after_a_purge_gets_what_was_fetched_before_it() {
             assert_eq!(stored(&store, "k").expect("is stored"), "new");
             assert_eq!(store.fills.under_way(), 0);
         }
+    });
+}
+
+#[test]
+fn what_is_purged_elsewhere_keeps_nobody_from_waiting() {
+    worker(async {
+        let store = store();
+        let filler = fetch(&store, "k");
+        store.invalidate(b"other", 0);
+        store.purge_key(Key::new(b"another"), Manner::Hard, 0);
+        store.purge(What::Prefix((*b"x").into()), Manner::Hard, 0);
+        let waiter = wait(&store, "k");
+        let epoch = filler.epoch();
+        filler.start(Sample::new("k").head_since(epoch), Body::full("hello")).await;
+        assert_eq!(read(joined(waiter).await).await.expect("whole"), "hello");
+        assert_eq!(stored(&store, "k").expect("is stored"), "hello");
     });
 }
 

@@ -1,14 +1,22 @@
-//! Purges: each is a mark that holds at once for all that was asked for before it, and is forgotten once everything
+//! Purges and invalidations: each holds at once for all that was asked for before it, and is forgotten once everything
 //! stored was looked at.
 //!
-//! An entry remembers up to which purge it was looked at, so a hit compares two numbers unless a purge came since.
+//! All of them share one count, the epoch. An entry and a fill remember up to which epoch they were looked at, so a hit
+//! compares two numbers unless something was purged since. What is purged by key or by URI is found by a hash, so that
+//! an origin that is written to often costs a look-up each and no list; the rest is a short list of purges by hand.
 
-use crate::cache::entry::Entry;
+use crate::cache::entry::{Entry, Key};
 use arc_swap::ArcSwap;
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
+
+/// Parts of the memory of purged keys and URIs, each behind a lock of its own.
+const PARTS: usize = 16;
 
 /// What a purge is for.
 #[derive(Clone)]
@@ -24,12 +32,12 @@ pub(crate) enum What {
 }
 
 impl What {
-    fn means(&self, entry: &Entry) -> bool {
+    fn means<'t>(&self, key: &[u8], mut tags: impl Iterator<Item = &'t [u8]>) -> bool {
         match self {
             Self::All => true,
-            Self::Prefix(prefix) => entry.key_text().starts_with(prefix),
-            Self::Tag(tag) => entry.tags().any(|one| *one == **tag),
-            Self::Keys(are) => are(entry.key_text()),
+            Self::Prefix(prefix) => key.starts_with(prefix),
+            Self::Tag(wanted) => tags.any(|tag| *tag == **wanted),
+            Self::Keys(are) => are(key),
         }
     }
 }
@@ -47,7 +55,7 @@ pub(crate) enum Manner {
 pub(crate) struct Mark {
     what: What,
     manner: Manner,
-    epoch: u32,
+    epoch: u64,
     found: AtomicU64,
 }
 
@@ -58,88 +66,153 @@ impl Mark {
     }
 }
 
-/// The purges that are not through.
-#[derive(Default)]
-struct Pending {
-    list: Vec<Arc<Mark>>,
-    /// The last purge.
-    latest: u32,
-    /// The last purge that is forgotten: what was not looked at for it cannot be any more.
-    forgotten: u32,
-}
+/// When keys and URIs were purged, by the hash of their text.
+type Recent = RwLock<HashMap<u128, u64, foldhash::fast::RandomState>>;
 
-/// All purges of a store.
+/// All purges of a store that are not through.
 #[derive(Default)]
 pub(super) struct Marks {
-    pending: ArcSwap<Pending>,
-    latest: AtomicU32,
+    list: ArcSwap<Vec<Arc<Mark>>>,
+    recent: [Recent; PARTS],
+    /// How many keys and URIs are remembered.
+    remembered: AtomicUsize,
+    /// The last purge.
+    latest: AtomicU64,
+    /// The last purge that is forgotten: what was not looked at for it cannot be any more.
+    forgotten: AtomicU64,
     changing: Mutex<()>,
+}
+
+/// The part of a key that all keys of one URI share: its first line.
+fn uri(key: &[u8]) -> &[u8] {
+    let end = key.iter().position(|byte| *byte == b'\n').map_or(key.len(), |end| end + 1);
+    &key[..end]
 }
 
 impl Marks {
     /// The last purge's number.
-    pub(super) fn latest(&self) -> u32 {
+    pub(super) fn latest(&self) -> u64 {
         self.latest.load(Ordering::Acquire)
     }
 
     /// Puts a purge in force.
     pub(super) fn add(&self, what: What, manner: Manner) -> Arc<Mark> {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.pending.load();
-        let epoch = before.latest.saturating_add(1);
+        let epoch = self.latest() + 1;
         let mark = Arc::new(Mark { what, manner, epoch, found: AtomicU64::new(0) });
-        let mut list = before.list.clone();
+        let mut list = Vec::clone(&self.list.load());
         list.push(mark.clone());
-        self.pending.store(Arc::new(Pending { list, latest: epoch, forgotten: before.forgotten }));
+        self.list.store(Arc::new(list));
         self.latest.store(epoch, Ordering::Release);
         mark
     }
 
-    /// Forgets the purges up to this one, now that everything was looked at.
-    pub(super) fn forget(&self, epoch: u32) {
+    fn part(&self, hash: u128) -> &Recent {
+        &self.recent[hash as usize % PARTS]
+    }
+
+    /// Purges one key, or all keys of one URI, by the text that they are or that they share.
+    pub(super) fn add_text(&self, text: Key<'_>) {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.pending.load();
-        if before.forgotten >= epoch {
+        let epoch = self.latest() + 1;
+        let mut part = self.part(text.hash()).write().unwrap_or_else(PoisonError::into_inner);
+        if part.insert(text.hash(), epoch).is_none() {
+            self.remembered.fetch_add(1, Ordering::Relaxed);
+        }
+        self.latest.store(epoch, Ordering::Release);
+    }
+
+    /// Forgets the purges up to this one, now that everything was looked at.
+    pub(super) fn forget(&self, epoch: u64) {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // First this: whoever finds a purge gone then sees that it may have been for him.
+        if self.forgotten.fetch_max(epoch, Ordering::AcqRel) >= epoch {
             return;
         }
-        let list = before.list.iter().filter(|mark| mark.epoch > epoch).cloned().collect();
-        self.pending.store(Arc::new(Pending { list, latest: before.latest, forgotten: epoch }));
+        let list = self.list.load().iter().filter(|mark| mark.epoch > epoch).cloned().collect();
+        self.list.store(Arc::new(list));
+        let mut remembered = 0;
+        for part in &self.recent {
+            let mut part = part.write().unwrap_or_else(PoisonError::into_inner);
+            part.retain(|_, purged| *purged > epoch);
+            remembered += part.len();
+        }
+        self.remembered.store(remembered, Ordering::Relaxed);
     }
 
     /// Whether everything was looked at for this purge.
     pub(super) fn is_forgotten(&self, mark: &Mark) -> bool {
-        self.pending.load().forgotten >= mark.epoch
+        self.forgotten.load(Ordering::Acquire) >= mark.epoch
     }
 
-    /// How many are not through.
-    pub(super) fn pending(&self) -> usize {
-        self.pending.load().list.len()
+    /// How many purges by hand are not through.
+    pub(super) fn listed(&self) -> usize {
+        self.list.load().len()
+    }
+
+    /// How many purges of keys and URIs are not through.
+    pub(super) fn remembered(&self) -> usize {
+        self.remembered.load(Ordering::Relaxed)
+    }
+
+    /// Whether a text was purged after an epoch.
+    fn purged(&self, text: &[u8], after: u64) -> bool {
+        let hash = Key::new(text).hash();
+        let part = self.part(hash).read().unwrap_or_else(PoisonError::into_inner);
+        part.get(&hash).is_some_and(|purged| *purged > after)
+    }
+
+    /// Whether a key was purged after an epoch, by itself or by its URI.
+    fn key_purged(&self, key: &[u8], after: u64) -> bool {
+        if self.remembered() == 0 {
+            return false;
+        }
+        let uri = uri(key);
+        self.purged(uri, after) || (uri.len() < key.len() && self.purged(key, after))
+    }
+
+    /// Whether what was asked for at `since` may be given to who asks now: nothing was purged that it may be.
+    pub(super) fn holds(&self, key: &[u8], since: u64) -> bool {
+        let latest = self.latest();
+        if since >= latest {
+            return true;
+        }
+        let list = self.list.load();
+        // Its tags are known only when it is there: any purge by tag may be for it.
+        let meant =
+            |mark: &&Arc<Mark>| matches!(mark.what, What::Tag(_)) || mark.what.means(key, [].into_iter());
+        !list.iter().filter(|mark| mark.epoch > since).any(|mark| meant(&mark))
+            && !self.key_purged(key, since)
+            && since >= self.forgotten.load(Ordering::Acquire)
     }
 
     /// Looks at an entry for the purges since it was looked at last. True if it has to go.
     pub(super) fn judge(&self, entry: &Entry) -> bool {
-        let before = entry.checked();
-        if before >= self.latest() {
+        let (before, latest) = (entry.checked(), self.latest());
+        if before >= latest {
             return entry.is_purged();
         }
-        let pending = self.pending.load();
-        let meant = |since: u32| {
-            let news = pending.list.iter().filter(move |mark| mark.epoch > since);
-            news.filter(|mark| mark.what.means(entry))
+        let list = self.list.load();
+        let meant = |since: u64| {
+            let news = list.iter().filter(move |mark| mark.epoch > since && mark.epoch <= latest);
+            news.filter(|mark| mark.what.means(entry.key_text(), entry.tags()))
         };
-        if before < pending.forgotten {
-            // It came in while everything else was looked at: nobody knows any more what was meant.
-            entry.condemn();
-        }
         for mark in meant(before) {
             match mark.manner {
                 Manner::Hard => entry.condemn(),
                 Manner::Soft => entry.outdate(),
             }
         }
+        if self.key_purged(entry.key_text(), before) {
+            entry.condemn();
+        }
+        if before < self.forgotten.load(Ordering::Acquire) {
+            // It came in while everything else was looked at: nobody knows any more what was meant.
+            entry.condemn();
+        }
         // Whoever gets there first counts; by then everyone sees what became of it.
-        let since = entry.check_until(pending.latest);
-        if since < pending.latest {
+        let since = entry.check_until(latest);
+        if since < latest {
             meant(since).for_each(|mark| {
                 mark.found.fetch_add(1, Ordering::Relaxed);
             });

@@ -20,13 +20,8 @@ fn key(text: &str) -> Key<'_> {
     Key::new(text.as_bytes())
 }
 
-fn since(store: &Store, text: &str) -> Since {
-    store.since(key(text).hash())
-}
-
 fn put(store: &Store, sample: &Sample, body: impl Into<Bytes>, now: u32) -> Result<(), Refused> {
-    let since = since(store, &sample.key);
-    store.put(sample.entry_since(since.epoch(), body), since, now).1
+    store.put(sample.entry_since(store.epoch(), body), now).1
 }
 
 fn has(store: &Store, text: &str, now: u32) -> bool {
@@ -40,6 +35,7 @@ enum Step {
     PurgeKey { key: u8, soft: bool },
     PurgeTag { soft: bool },
     PurgePrefix { key: u8 },
+    Invalidate { key: u8 },
     Sweep { few: u8 },
     Later { by: u8 },
     Limit { kib: u8 },
@@ -53,6 +49,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..24u8, any::<bool>()).prop_map(|(key, soft)| Step::PurgeKey { key, soft }),
         1 => any::<bool>().prop_map(|soft| Step::PurgeTag { soft }),
         1 => (0..24u8).prop_map(|key| Step::PurgePrefix { key }),
+        1 => (0..24u8).prop_map(|key| Step::Invalidate { key }),
         1 => (1..9u8).prop_map(|few| Step::Sweep { few }),
         1 => (0..10u8).prop_map(|by| Step::Later { by }),
         1 => (8..40u8).prop_map(|kib| Step::Limit { kib }),
@@ -113,11 +110,11 @@ proptest! {
                     }
                 }
                 Step::PurgeKey { key: purged, soft: true } => {
-                    store.purge_key(key(&text(purged)), Manner::Soft);
+                    store.purge_key(key(&text(purged)), Manner::Soft, now);
                     model.iter_mut().filter(|((k, _), _)| *k == purged).for_each(|(_, v)| v.outdated = true);
                 }
                 Step::PurgeKey { key: purged, soft: false } => {
-                    store.purge_key(key(&text(purged)), Manner::Hard);
+                    store.purge_key(key(&text(purged)), Manner::Hard, now);
                     model.retain(|(k, _), _| *k != purged);
                 }
                 Step::PurgeTag { soft: true } => {
@@ -132,6 +129,10 @@ proptest! {
                     let prefix = format!("shop/{}/", key % 3);
                     store.purge(What::Prefix(prefix.as_bytes().into()), Manner::Hard, now);
                     model.retain(|(k, _), _| !text(*k).starts_with(&prefix));
+                }
+                Step::Invalidate { key } => {
+                    store.invalidate(text(key).as_bytes(), now);
+                    model.retain(|(k, _), _| *k != key);
                 }
                 Step::Sweep { few } => {
                     store.sweep(usize::from(few), now);
@@ -254,21 +255,51 @@ fn a_purge_holds_at_once_and_counts_everything_it_was_for() {
 #[test]
 fn what_was_asked_for_before_a_purge_is_not_stored_after_it() {
     let store = Store::new(Bounds::default());
-    let sample = Sample::new("shop/a");
-    let before = since(&store, "shop/a");
-    store.purge_key(key("shop/a"), Manner::Hard);
-    assert_eq!(store.put(sample.entry("x"), before, 0).1, Err(Refused::Purged));
-    // By prefix, and even when the purge is long through.
-    let before = since(&store, "shop/a");
-    assert_eq!(store.purge_through(What::Prefix((*b"shop/").into()), Manner::Hard, 0), 0);
-    let late = sample.entry_since(before.epoch(), "x");
-    assert_eq!(store.put(late, before, 0).1, Err(Refused::Purged));
-    let now = since(&store, "shop/a");
-    let fresh = sample.entry_since(now.epoch(), "x");
-    assert_eq!(store.put(fresh, now, 0).1, Ok(()));
-    assert_eq!(store.purge_key(key("shop/a"), Manner::Soft), 1);
-    assert_eq!(store.purge_key(key("shop/a"), Manner::Hard), 1);
-    assert_eq!(store.purge_key(key("shop/a"), Manner::Hard), 0);
+    let sample = Sample::new("http://shop/a\nG");
+    let late = |purge: &dyn Fn()| {
+        let before = store.epoch();
+        purge();
+        store.put(sample.entry_since(before, "x"), 0).1
+    };
+    let key = Key::new(sample.key.as_bytes());
+    assert_eq!(late(&|| _ = store.purge_key(key, Manner::Hard, 0)), Err(Refused::Purged));
+    assert_eq!(late(&|| store.invalidate(b"http://shop/a\n", 0)), Err(Refused::Purged));
+    assert_eq!(late(&|| store.invalidate(b"http://shop/\n", 0)), Ok(()));
+    assert_eq!(late(&|| store.invalidate(b"http://shop/a", 0)), Ok(()));
+    // Even when the purge is long through.
+    let prefix = || _ = store.purge_through(What::Prefix((*b"http://shop/").into()), Manner::Hard, 0);
+    assert_eq!(late(&prefix), Err(Refused::Purged));
+    assert_eq!(late(&|| ()), Ok(()));
+    assert_eq!(store.purge_key(key, Manner::Soft, 0), 1);
+    assert_eq!(store.purge_key(key, Manner::Hard, 0), 1);
+    assert_eq!(store.purge_key(key, Manner::Hard, 0), 0);
+}
+
+#[test]
+fn invalidation_is_for_all_keys_of_a_uri_and_costs_no_list() {
+    let store = Store::new(Bounds::default());
+    let name = |uri: u32, caller: u32| format!("http://shop/{uri}\nG\nI{caller}");
+    let put_all = |uri: u32| {
+        for caller in 0..3 {
+            put(&store, &Sample::new(&name(uri, caller)), "x", 0).expect("there is room");
+        }
+    };
+    (0..1000).for_each(put_all);
+    for round in 0..20 {
+        for uri in (0..1000).step_by(2) {
+            store.invalidate(format!("http://shop/{uri}\n").as_bytes(), 0);
+            // Most are of nothing that is stored.
+            store.invalidate(format!("http://shop/other/{round}/{uri}\n").as_bytes(), 0);
+            assert!(store.marks.remembered() <= REMEMBERED_MAX);
+        }
+        for uri in 0..1000 {
+            for caller in 0..3 {
+                assert_eq!(has(&store, &name(uri, caller), 0), uri % 2 == 1);
+            }
+        }
+        (0..1000).step_by(2).for_each(put_all);
+    }
+    assert_eq!(store.statistics().entries, 3000);
 }
 
 #[test]
@@ -279,7 +310,7 @@ fn only_what_fits_is_kept() {
     assert!(store.reserve_fill(60_000, 0) && !has(&store, "a", 0), "a fill makes room too");
     assert_eq!(put(&store, &Sample::new("a"), vec![0; 50_000], 0), Err(Refused::NoRoom));
     store.release_fill(60_000);
-    let entry = store.put(Sample::new("b").entry("x"), since(&store, "b"), 0).0;
+    let entry = store.put(Sample::new("b").entry("x"), 0).0;
     store.remove(&Arc::new(Sample::new("b").entry("x")));
     assert!(has(&store, "b", 0), "another entry under the same key is not the same");
     store.remove(&entry);
@@ -314,7 +345,7 @@ fn threads_agree_on_what_is_stored_and_never_pass_the_limit() {
                     let number = random.u32(0..2000);
                     let name = format!("shop/{}/{number}", number % 7);
                     match random.u32(0..100) {
-                        0 => _ = store.purge_key(key(&name), Manner::Hard),
+                        0 => _ = store.purge_key(key(&name), Manner::Hard, 0),
                         1 => {
                             let prefix = format!("shop/{}/", number % 7);
                             store.purge(What::Prefix(prefix.as_bytes().into()), Manner::Hard, 0);
@@ -369,8 +400,8 @@ fn measure() {
     let count = entries.len() as u32;
     drop(entries.iter().map(|entry| entry.bytes()).collect::<Vec<_>>());
     let before = Instant::now();
-    for (name, entry) in names.iter().zip(entries) {
-        store.put(entry, since(&store, name), 0).1.expect("there is room");
+    for entry in entries {
+        store.put(entry, 0).1.expect("there is room");
     }
     let stored = before.elapsed() / count;
     let (bytes, held) =
