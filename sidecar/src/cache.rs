@@ -1,9 +1,21 @@
-//! The response cache: what is kept, for whom and for how long, and one fetch for requests that come at once.
+//! The response cache: what may be kept, for whom and for how long, where it is kept, and one fetch for requests that
+//! come at once.
 
 mod body;
+mod conditional;
+mod date;
+mod directives;
 mod entry;
 mod fill;
+mod freshness;
+mod invalidation;
+mod key;
+mod range;
+mod status;
 mod store;
+mod storing;
+mod structured;
+mod vary;
 
 use std::time::SystemTime;
 

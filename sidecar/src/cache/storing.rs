@@ -1,0 +1,441 @@
+//! May a response be kept, and what of it (RFC 9111 section 3).
+
+use super::{
+    conditional::Validators,
+    date,
+    directives::{RequestDirectives, ResponseDirectives},
+    freshness::{Arrival, Circumstances, Source, Terms, explicit, is_heuristically_cacheable},
+    invalidation, key,
+    range::Part,
+    vary::{self, Names},
+};
+use crate::{
+    http1::strip_hop_by_hop,
+    message::{GRPC_STATUS, WEFT_ERROR},
+};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use smallvec::SmallVec;
+use std::time::Duration;
+use weft_config::snapshot::CacheRules;
+
+/// Why a request is not looked up at all. The labels are those of metrics and of `Cache-Status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Bypass {
+    /// Its method is not one whose answers are kept.
+    Method,
+    /// A GET or HEAD with a body, which may change the answer.
+    FatGet,
+    /// It asks for another protocol.
+    Upgrade,
+    /// It asks the application to take it for another method.
+    MethodOverride,
+    /// It has a condition that only the origin can answer.
+    Precondition,
+    /// Its key would be too long.
+    KeyTooLong,
+    /// Its caller has no proven identity, and answers are kept apart by that.
+    NoIdentity,
+    /// Its body is too large or too slow to be digested, or no one gRPC message.
+    Body,
+}
+
+impl Bypass {
+    /// All of them, for metrics.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Method,
+        Self::FatGet,
+        Self::Upgrade,
+        Self::MethodOverride,
+        Self::Precondition,
+        Self::KeyTooLong,
+        Self::NoIdentity,
+        Self::Body,
+    ];
+
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::FatGet => "fat-get",
+            Self::Upgrade => "upgrade",
+            Self::MethodOverride => "method-override",
+            Self::Precondition => "precondition",
+            Self::KeyTooLong => "key-too-long",
+            Self::NoIdentity => "no-identity",
+            Self::Body => "body",
+        }
+    }
+}
+
+impl From<key::Unkeyable> for Bypass {
+    fn from(unkeyable: key::Unkeyable) -> Self {
+        match unkeyable {
+            key::Unkeyable::TooLong => Self::KeyTooLong,
+            key::Unkeyable::NoIdentity => Self::NoIdentity,
+            key::Unkeyable::MethodOverride => Self::MethodOverride,
+        }
+    }
+}
+
+/// Why a response is not kept. The labels are those of metrics and of `Cache-Status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Refusal {
+    /// The answer to a HEAD has nothing to keep.
+    Head,
+    /// The request says `no-store`.
+    RequestNoStore,
+    /// Its status is about this one exchange, or must not be stored.
+    Status,
+    /// A sidecar made it.
+    Error,
+    /// It says `no-store`.
+    NoStore,
+    /// It says `must-understand` and has a status that is not understood.
+    MustUnderstand,
+    /// It says `private`.
+    Private,
+    /// The request had credentials, and it does not say that others may have it.
+    Authorization,
+    /// It depends on more than requests show (`Vary: *`).
+    Vary,
+    /// It sets a cookie.
+    SetCookie,
+    /// It is a part, and cannot be told of what.
+    Partial,
+    /// Nobody says that it is fresh, or it is not fresh any more and cannot be asked about.
+    NoFreshness,
+    /// The policy gives it no time.
+    Policy,
+    /// It is larger than the policy keeps.
+    TooLarge,
+    /// The gRPC call failed.
+    GrpcStatus,
+    /// It ended too early or went over a limit while it came in.
+    Incomplete,
+}
+
+impl Refusal {
+    /// All of them, for metrics.
+    pub(crate) const ALL: [Self; 16] = [
+        Self::Head,
+        Self::RequestNoStore,
+        Self::Status,
+        Self::Error,
+        Self::NoStore,
+        Self::MustUnderstand,
+        Self::Private,
+        Self::Authorization,
+        Self::Vary,
+        Self::SetCookie,
+        Self::Partial,
+        Self::NoFreshness,
+        Self::Policy,
+        Self::TooLarge,
+        Self::GrpcStatus,
+        Self::Incomplete,
+    ];
+
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::RequestNoStore => "request-no-store",
+            Self::Status => "status",
+            Self::Error => "error",
+            Self::NoStore => "no-store",
+            Self::MustUnderstand => "must-understand",
+            Self::Private => "private",
+            Self::Authorization => "authorization",
+            Self::Vary => "vary",
+            Self::SetCookie => "set-cookie",
+            Self::Partial => "partial",
+            Self::NoFreshness => "no-freshness",
+            Self::Policy => "policy",
+            Self::TooLarge => "too-large",
+            Self::GrpcStatus => "grpc-status",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}
+
+/// What kind of request may be looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Get,
+    Head,
+    /// The policy keeps answers to POST; the body is to be digested.
+    Post,
+    /// A gRPC method that the policy keeps, with the freshness that it gives; the message is to be digested.
+    Grpc(Duration),
+}
+
+/// What kind of look-up a request is for, or why it is for none. `path` in normal form.
+pub(crate) fn kind(
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+    has_body: bool,
+    rules: &CacheRules,
+) -> Result<Kind, Bypass> {
+    let kind = match *method {
+        Method::GET => Kind::Get,
+        Method::HEAD => Kind::Head,
+        Method::POST if crate::message::is_grpc(headers) => {
+            let kept = rules.grpc.iter().find(|kept| *kept.path == *path);
+            Kind::Grpc(kept.ok_or(Bypass::Method)?.ttl)
+        }
+        Method::POST if rules.post => Kind::Post,
+        _ => return Err(Bypass::Method),
+    };
+    if has_body && matches!(kind, Kind::Get | Kind::Head) {
+        return Err(Bypass::FatGet);
+    }
+    if headers.contains_key(header::UPGRADE) {
+        return Err(Bypass::Upgrade);
+    }
+    if super::conditional::is_for_origin(headers) {
+        return Err(Bypass::Precondition);
+    }
+    Ok(kind)
+}
+
+/// The request that a response answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) directives: &'a RequestDirectives,
+    pub(crate) scheme: &'a str,
+    pub(crate) authority: &'a str,
+    /// In normal form.
+    pub(crate) path: &'a str,
+    pub(crate) query: Option<&'a str>,
+}
+
+/// How a response is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Keep {
+    pub(crate) terms: Terms,
+    pub(crate) source: Source,
+    /// The request fields that it depends on.
+    pub(crate) vary: Names,
+    /// For a 206: which part it is.
+    pub(crate) part: Option<Part>,
+    /// Fields that it says to leave out.
+    withheld: SmallVec<[HeaderName; 2]>,
+    /// True for an answer to a POST that is also the answer to a GET of the same URI (RFC 9110 section 9.3.3).
+    pub(crate) for_get: bool,
+}
+
+/// Statuses whose rules for caches are followed here, for `must-understand`.
+fn is_understood(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200..=206 | 300..=303 | 307 | 308 | 400 | 402..=406 | 408..=411 | 413..=415 | 417 | 421 | 422 | 500..=505)
+}
+
+/// Statuses that are never kept: interim ones and 304, those about one request's credentials, conditions, ranges, timing
+/// or protocol, and those that must not be (RFC 6585: 428, 429, 431, 511).
+fn is_never_kept(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        ..200 | 304 | 401 | 407 | 408 | 412 | 416 | 417 | 421 | 425 | 426 | 428 | 429 | 431 | 511
+    )
+}
+
+/// Whether a response may be kept, and how.
+pub(crate) fn decide(
+    asked: &Asked<'_>,
+    status: StatusCode,
+    headers: &HeaderMap,
+    rules: &CacheRules,
+    arrival: Arrival,
+) -> Result<Keep, Refusal> {
+    if asked.kind == Kind::Head {
+        return Err(Refusal::Head);
+    }
+    if headers.contains_key(WEFT_ERROR) {
+        return Err(Refusal::Error);
+    }
+    if is_never_kept(status) {
+        return Err(Refusal::Status);
+    }
+    if asked.directives.no_store {
+        return Err(Refusal::RequestNoStore);
+    }
+    let directives = ResponseDirectives::of(headers);
+    let over = rules.ttl.over(status, asked.path);
+    let forced = over.is_some_and(|over| over.force);
+    may_be_kept(asked, status, &directives, forced, rules)?;
+    let vary = vary::names(headers).map_err(|_| Refusal::Vary)?;
+    if headers.contains_key(header::SET_COOKIE)
+        && !rules.strip_set_cookie
+        && !directives.withheld.contains(&header::SET_COOKIE)
+    {
+        return Err(Refusal::SetCookie);
+    }
+    let part = part(asked, status, headers, arrival)?;
+    let method = match asked.kind {
+        Kind::Grpc(ttl) => {
+            if headers.get(GRPC_STATUS).is_some_and(|code| code != "0") {
+                return Err(Refusal::GrpcStatus);
+            }
+            Some(ttl)
+        }
+        _ => None,
+    };
+    let says = explicit(headers, &directives, arrival.received).is_some();
+    // Section 3: something must say that it can be kept. A POST says its freshness itself (RFC 9110 section 9.3.3).
+    let can_be = match asked.kind {
+        Kind::Post => says,
+        _ => {
+            says || directives.public
+                || is_heuristically_cacheable(status)
+                || method.is_some()
+                || over.is_some_and(|over| over.statuses.contains(&status.as_u16()))
+        }
+    };
+    if !can_be {
+        return Err(Refusal::NoFreshness);
+    }
+    let around = Circumstances {
+        rules,
+        path: asked.path,
+        method,
+        personal: is_personal(asked.headers, rules),
+        arrival,
+    };
+    let (terms, source) = Terms::new(status, headers, &directives, &around);
+    if source == Source::Override && terms.lifetime == 0 {
+        return Err(Refusal::Policy);
+    }
+    // What says nothing and about which nothing can be guessed is not kept, nor what can only be asked about and has
+    // nothing to ask by.
+    let silent = source == Source::Nobody && !directives.no_cache;
+    if silent || !terms.is_useful() {
+        return Err(Refusal::NoFreshness);
+    }
+    if content_length(headers).is_some_and(|length| length > rules.max_object_bytes) {
+        return Err(Refusal::TooLarge);
+    }
+    let for_get = asked.kind == Kind::Post && status == StatusCode::OK && is_of_itself(asked, headers);
+    Ok(Keep { terms, source, vary, part, withheld: directives.withheld, for_get })
+}
+
+/// What the response says of being kept at all, and by whom.
+fn may_be_kept(
+    asked: &Asked<'_>,
+    status: StatusCode,
+    directives: &ResponseDirectives,
+    forced: bool,
+    rules: &CacheRules,
+) -> Result<(), Refusal> {
+    // Section 5.2.2.3: who understands the status need not obey the no-store beside it.
+    if directives.must_understand && !is_understood(status) {
+        return Err(Refusal::MustUnderstand);
+    }
+    if directives.no_store && !directives.must_understand && !forced {
+        return Err(Refusal::NoStore);
+    }
+    if directives.private && !forced {
+        return Err(Refusal::Private);
+    }
+    // Section 3.5. Where the policy keeps answers apart by the credentials, nobody gets another's.
+    let for_all = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
+    if asked.headers.contains_key(header::AUTHORIZATION)
+        && !for_all
+        && !rules.key.headers.contains(&header::AUTHORIZATION)
+    {
+        return Err(Refusal::Authorization);
+    }
+    Ok(())
+}
+
+/// Whether a request's cookies may have made its answer one person's, so that no freshness is guessed for it.
+fn is_personal(request: &HeaderMap, rules: &CacheRules) -> bool {
+    request.contains_key(header::COOKIE) && !rules.key.headers.contains(&header::COOKIE)
+}
+
+/// Which part a 206 is. Only one that is certainly of one state of the resource is of use (section 3.4).
+fn part(
+    asked: &Asked<'_>,
+    status: StatusCode,
+    headers: &HeaderMap,
+    arrival: Arrival,
+) -> Result<Option<Part>, Refusal> {
+    if status != StatusCode::PARTIAL_CONTENT {
+        return Ok(None);
+    }
+    let part = Part::of(headers).ok_or(Refusal::Partial)?;
+    let strong = Validators::of(headers, arrival.received).strong().is_some();
+    if asked.kind != Kind::Get || !asked.headers.contains_key(header::RANGE) || !strong {
+        return Err(Refusal::Partial);
+    }
+    Ok(Some(part))
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether the response says that it is what a GET of the same URI would bring.
+fn is_of_itself(asked: &Asked<'_>, headers: &HeaderMap) -> bool {
+    let named =
+        invalidation::named(&header::CONTENT_LOCATION, asked.scheme, asked.authority, asked.path, headers);
+    named.is_some_and(|target| target.path == asked.path && target.query.as_deref() == asked.query)
+}
+
+impl Keep {
+    /// The fields that are kept (section 3.1), with a `Date` if the response had none.
+    pub(crate) fn fields(&self, response: &HeaderMap, rules: &CacheRules) -> HeaderMap {
+        let mut headers = kept_fields(response, rules, self.terms.received);
+        for name in &self.withheld {
+            headers.remove(name);
+        }
+        headers
+    }
+}
+
+/// Fields of one exchange: not kept, not taken over from a 304.
+pub(crate) fn kept_fields(response: &HeaderMap, rules: &CacheRules, received: u32) -> HeaderMap {
+    let mut headers = response.clone();
+    strip_hop_by_hop(&mut headers, false);
+    headers.remove(header::AGE);
+    headers.remove("proxy-authentication-info");
+    if rules.strip_set_cookie {
+        headers.remove(header::SET_COOKIE);
+    }
+    // What sidecars tell each other is about one exchange, but for what the application says to them of caching.
+    let own: SmallVec<[HeaderName; 2]> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("weft-") && **name != super::directives::TARGETS[0])
+        .cloned()
+        .collect();
+    for name in own {
+        headers.remove(name);
+    }
+    if !headers.contains_key(header::DATE) {
+        headers.insert(header::DATE, date::write(received));
+    }
+    headers
+}
+
+/// The labels of a response, as its policy has them: separated by commas or blanks.
+pub(crate) fn tags<'a>(response: &'a HeaderMap, rules: &CacheRules) -> SmallVec<[&'a [u8]; 8]> {
+    let Some(tags) = &rules.tags else { return SmallVec::new() };
+    let lines = response.get_all(&tags.header).iter();
+    let tags = lines.flat_map(|line| line.as_bytes().split(|byte| matches!(byte, b',' | b' ' | b'\t')));
+    let mut found = SmallVec::<[&[u8]; 8]>::new();
+    for tag in tags.filter(|tag| !tag.is_empty() && tag.len() <= TAG_MAX) {
+        if found.len() < TAGS_MAX && !found.contains(&tag) {
+            found.push(tag);
+        }
+    }
+    found
+}
+
+/// The longest label.
+const TAG_MAX: usize = 256;
+/// Labels of one response.
+const TAGS_MAX: usize = 128;
+
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod tests;
