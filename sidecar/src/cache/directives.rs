@@ -258,7 +258,7 @@ const BLANKS: [u8; 2] = [b' ', b'\t'];
 
 impl<'a> Items<'a> {
     /// Everything up to a comma, which goes with it.
-    fn to_comma(&mut self) -> &'a [u8] {
+    fn through_comma(&mut self) -> &'a [u8] {
         let end = self.0.iter().position(|byte| *byte == b',');
         let taken = &self.0[..end.unwrap_or(self.0.len())];
         self.0 = end.map_or(&[], |end| &self.0[end + 1..]);
@@ -266,14 +266,16 @@ impl<'a> Items<'a> {
     }
 
     fn argument(&mut self) -> Argument<'a> {
-        let Some(b'"') = self.0.first() else { return Argument::Token(self.to_comma().trim_ascii_end()) };
+        let Some(b'"') = self.0.first() else {
+            return Argument::Token(self.through_comma().trim_ascii_end());
+        };
         let mut at = 1;
         while let Some(byte) = self.0.get(at) {
             match byte {
                 b'"' => {
                     let text = &self.0[1..at];
                     self.0 = &self.0[at + 1..];
-                    let clean = self.to_comma().trim_ascii().is_empty();
+                    let clean = self.through_comma().trim_ascii().is_empty();
                     return if clean { Argument::Quoted(text) } else { Argument::Invalid };
                 }
                 b'\\' => at += 2,
@@ -281,7 +283,7 @@ impl<'a> Items<'a> {
             }
         }
         // It never ends: what follows the next comma is read, lest a quote hide a restriction.
-        self.to_comma();
+        self.through_comma();
         Argument::Invalid
     }
 }
@@ -302,7 +304,7 @@ impl<'a> Iterator for Items<'a> {
         let written = &self.0[..end];
         let name = written.trim_ascii_end();
         if self.0.get(end) != Some(&b'=') {
-            self.to_comma();
+            self.through_comma();
             return Some((name, Argument::None));
         }
         self.0 = &self.0[end + 1..];

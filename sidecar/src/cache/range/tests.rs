@@ -1,5 +1,7 @@
 //! Ranges by RFC 9110 section 14 and their combination by RFC 9111 section 3.4.
 
+#![expect(clippy::single_range_in_vec_init, reason = "lists of ranges that have one")]
+
 use super::*;
 use http::HeaderName;
 use proptest::prelude::*;
