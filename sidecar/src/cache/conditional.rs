@@ -264,10 +264,10 @@ const KEPT: [HeaderName; 8] = [
 ];
 
 /// A stored response's fields as a 304 or a HEAD changes them: each field that is there replaces all lines of that name.
-/// `new` without what belongs to the connection.
+/// `new` is what is kept of its fields.
 pub(crate) fn updated(stored: &HeaderMap, new: &HeaderMap) -> HeaderMap {
     let mut headers = stored.clone();
-    for name in new.keys().filter(|name| !KEPT.contains(name) && !name.as_str().starts_with("weft-error")) {
+    for name in new.keys().filter(|name| !KEPT.contains(name)) {
         headers.remove(name);
         for value in new.get_all(name) {
             headers.append(name.clone(), value.clone());

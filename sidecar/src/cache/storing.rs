@@ -1,7 +1,7 @@
 //! May a response be kept, and what of it (RFC 9111 section 3).
 
 use super::{
-    conditional::Validators,
+    conditional::{Validators, updated},
     date,
     directives::{RequestDirectives, ResponseDirectives},
     freshness::{Arrival, Circumstances, Source, Terms, explicit, is_heuristically_cacheable},
@@ -414,6 +414,32 @@ pub(crate) fn kept_fields(response: &HeaderMap, rules: &CacheRules, received: u3
         headers.insert(header::DATE, date::write(received));
     }
     headers
+}
+
+/// What a stored response becomes by a 304 or a HEAD that is for it: the fields to answer with, and how it is kept from
+/// now on. With [`Refusal::RequestNoStore`] and [`Refusal::Authorization`] what is stored stays as it is, since the
+/// request was only one person's; with any other it is no longer to be kept. `asked` with the kind of the stored answer.
+pub(crate) fn refreshed(
+    asked: &Asked<'_>,
+    status: StatusCode,
+    stored: &HeaderMap,
+    new: &HeaderMap,
+    rules: &CacheRules,
+    arrival: Arrival,
+) -> (HeaderMap, Result<Keep, Refusal>) {
+    let mut headers = updated(stored, &kept_fields(new, rules, arrival.received));
+    // How old the answer is that was just confirmed is for it alone to say.
+    if let Some(age) = new.get(header::AGE) {
+        headers.insert(header::AGE, age.clone());
+    }
+    let keep = decide(asked, status, &headers, rules, arrival);
+    headers.remove(header::AGE);
+    if let Ok(keep) = &keep {
+        for name in &keep.withheld {
+            headers.remove(name);
+        }
+    }
+    (headers, keep)
 }
 
 /// The labels of a response, as its policy has them: separated by commas or blanks.

@@ -293,6 +293,40 @@ fn which_requests_are_looked_up() {
     assert_eq!(look(&Method::GET, &[("upgrade", "websocket")], false, &rules), Err(Bypass::Upgrade));
 }
 
+/// Sections 3.2 and 4.3.4.
+#[test]
+fn a_304_gives_a_stored_answer_new_time_or_takes_it_away() {
+    let none = HeaderMap::new();
+    let (plain, no_store) =
+        (RequestDirectives::default(), RequestDirectives { no_store: true, ..Default::default() });
+    let stored =
+        headers(&[("cache-control", "max-age=10"), ("etag", "\"a\""), ("date", OLD), ("x-user", "1")]);
+    let refresh = |new: &[(&str, &str)], directives: &RequestDirectives| {
+        let asked = Asked {
+            kind: Kind::Get,
+            headers: &none,
+            directives,
+            scheme: "http",
+            authority: "products",
+            path: "/a",
+            query: None,
+        };
+        let arrival = Arrival { requested: NOW, received: NOW };
+        refreshed(&asked, StatusCode::OK, &stored, &headers(new), &CacheRules::default(), arrival)
+    };
+    let (fields, keep) = refresh(&[("age", "3"), ("weft-retried", "1"), ("set-cookie", "a=b")], &plain);
+    let keep = keep.unwrap();
+    // Without a date of its own it was made when it came.
+    assert_eq!((keep.terms.initial_age, keep.terms.lifetime), (3, 10));
+    assert_eq!(fields["date"], date::write(NOW));
+    assert!(!["age", "weft-retried", "set-cookie"].iter().any(|name| fields.contains_key(*name)));
+    let (fields, keep) = refresh(&[("cache-control", "max-age=20, private=\"x-user\"")], &plain);
+    assert_eq!(keep.unwrap().terms.lifetime, 20);
+    assert!(!fields.contains_key("x-user"));
+    assert_eq!(refresh(&[("cache-control", "no-store")], &plain).1, Err(Refusal::NoStore));
+    assert_eq!(refresh(&[], &no_store).1, Err(Refusal::RequestNoStore));
+}
+
 #[test]
 fn labels_are_listed_once_and_within_bounds() {
     let mut rules = CacheRules::default();
