@@ -43,9 +43,11 @@ pub(crate) struct Key<'a> {
 
 impl<'a> Key<'a> {
     pub(crate) fn new(text: &'a [u8]) -> Self {
-        static SEEDS: LazyLock<[foldhash::quality::RandomState; 2]> = LazyLock::new(Default::default);
-        let [high, low] = &*SEEDS;
-        let hash = (u128::from(high.hash_one(text)) << 64) | u128::from(low.hash_one(text));
+        static SEED: LazyLock<foldhash::quality::RandomState> = LazyLock::new(Default::default);
+        let low = SEED.hash_one(text);
+        // Both halves are spread over all their bits: what is chosen by one says nothing about the other's.
+        let high = (low ^ (low >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32);
+        let hash = (u128::from(high) << 64) | u128::from(low);
         Self { hash, text }
     }
 
