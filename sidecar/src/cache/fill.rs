@@ -6,22 +6,20 @@
 //! client goes away before there is a response, one of those who wait takes over.
 
 mod driver;
+mod seat;
 mod stream;
 
 use super::{
     body::Reader,
-    entry::{Entry, Key, Variants},
+    entry::{Draft, Entry, Key, Variants},
     seconds_now,
     store::Store,
 };
-use crate::{
-    body::Body,
-    error::{Error, Kind},
-};
-use bytes::Bytes;
+use crate::body::Body;
 use driver::Driver;
-use http::HeaderMap;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
+pub(super) use seat::Seat;
+use seat::Seats;
 use std::{
     collections::HashMap,
     future::poll_fn,
@@ -32,7 +30,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use stream::{Read, Stream};
+use stream::Stream;
 
 /// Parts of the register of fills, each behind a lock of its own, and how many fills a part takes.
 const PARTS: usize = 16;
@@ -160,65 +158,6 @@ enum Phase {
     Released(Alone),
 }
 
-/// Who waits and who reads.
-#[derive(Default)]
-struct Seats {
-    places: Vec<Option<Place>>,
-    free: Vec<usize>,
-}
-
-struct Place {
-    offset: u64,
-    waker: Option<Waker>,
-}
-
-impl Seats {
-    fn count(&self) -> usize {
-        self.places.len() - self.free.len()
-    }
-
-    fn take(&mut self) -> usize {
-        let place = Some(Place { offset: 0, waker: None });
-        match self.free.pop() {
-            Some(at) => {
-                self.places[at] = place;
-                at
-            }
-            None => {
-                self.places.push(place);
-                self.places.len() - 1
-            }
-        }
-    }
-
-    fn leave(&mut self, at: usize) {
-        if self.places[at].take().is_some() {
-            self.free.push(at);
-        }
-    }
-
-    fn wait(&mut self, at: usize, cx: &Context<'_>) {
-        if let Some(Some(place)) = self.places.get_mut(at) {
-            match &mut place.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                none => *none = Some(cx.waker().clone()),
-            }
-        }
-    }
-
-    fn offsets(&self) -> impl Iterator<Item = u64> {
-        self.places.iter().flatten().map(|place| place.offset)
-    }
-
-    fn fastest(&self) -> Option<u64> {
-        self.offsets().max()
-    }
-
-    fn slowest(&self) -> Option<u64> {
-        self.offsets().min()
-    }
-}
-
 impl Fill {
     fn new(store: &Arc<Store>, key: Arc<[u8]>, common: Common) -> Arc<Self> {
         let epoch = store.epoch();
@@ -241,7 +180,7 @@ impl Fill {
     fn wake_all(&self) {
         let wakers: Vec<Waker> = {
             let mut state = self.lock();
-            state.seats.places.iter_mut().flatten().filter_map(|place| place.waker.take()).collect()
+            state.seats.wakers()
         };
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -374,7 +313,12 @@ impl Filler {
         Self { fill, epoch, settled: false }
     }
 
-    /// For [`Entry::head`] and [`Entry::refreshed`].
+    /// What is kept of the response's head. `None` if it is too much.
+    pub(crate) fn head(&self, draft: &Draft<'_>) -> Option<Entry> {
+        Entry::head(draft, self.epoch)
+    }
+
+    /// The last purge when the origin was asked, for [`Entry::refreshed`].
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -542,94 +486,6 @@ impl Joined {
     /// Its body.
     pub(crate) fn into_body(self) -> Body {
         Body::Boxed(Box::pin(Reader::new(self.seat)))
-    }
-}
-
-/// A place among those who wait for a fill or read it.
-pub(super) struct Seat {
-    fill: Arc<Fill>,
-    at: usize,
-}
-
-impl Seat {
-    /// The next of the body.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut state = self.fill.lock();
-        let state = &mut *state;
-        let (Phase::Streaming(stream), Some(Some(place))) =
-            (&state.phase, state.seats.places.get_mut(self.at))
-        else {
-            return Poll::Ready(None);
-        };
-        match stream.read(place.offset) {
-            Read::Data(data) => {
-                place.offset += data.len() as u64;
-                if !stream.whole && stream.outcome.is_none() {
-                    // It may have waited for the fastest.
-                    state.driver.iter().for_each(Waker::wake_by_ref);
-                }
-                Poll::Ready(Some(Ok(Frame::data(data))))
-            }
-            Read::Wait => {
-                state.seats.wait(self.at, cx);
-                Poll::Pending
-            }
-            Read::Lost => {
-                self.fill.store.fills.cut_off.fetch_add(1, Ordering::Relaxed);
-                Poll::Ready(Some(Err(Error::after_send(
-                    Kind::Reset,
-                    "the response is too large to be kept, and this caller was too far behind the others",
-                ))))
-            }
-            Read::End => Poll::Ready(match &stream.outcome {
-                Some(Ok(Some(trailers))) => Some(Ok(Frame::trailers(HeaderMap::clone(trailers)))),
-                Some(Err(error)) => Some(Err(error.clone())),
-                _ => None,
-            }),
-        }
-    }
-
-    /// Whether nothing follows.
-    pub(super) fn is_through(&self) -> bool {
-        let state = self.fill.lock();
-        match (&state.phase, state.seats.places.get(self.at)) {
-            (Phase::Streaming(stream), Some(Some(place))) => {
-                matches!(stream.outcome, Some(Ok(None))) && place.offset == stream.end()
-            }
-            _ => false,
-        }
-    }
-
-    pub(super) fn size_hint(&self) -> SizeHint {
-        let state = self.fill.lock();
-        let (Phase::Streaming(stream), Some(Some(place))) = (&state.phase, state.seats.places.get(self.at))
-        else {
-            return SizeHint::new();
-        };
-        match (stream.length, &stream.outcome) {
-            (Some(length), _) => SizeHint::with_exact(length.saturating_sub(place.offset)),
-            (None, Some(Ok(None))) => SizeHint::with_exact(stream.end() - place.offset),
-            _ => SizeHint::new(),
-        }
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let (driver, vacant) = {
-            let mut state = self.fill.lock();
-            state.seats.leave(self.at);
-            let last = state.seats.count() == 0;
-            let slower = matches!(&state.phase, Phase::Streaming(stream) if !stream.whole);
-            let driver = if last || slower { state.driver.clone() } else { None };
-            (driver, last && matches!(state.phase, Phase::Vacant))
-        };
-        if let Some(driver) = driver {
-            driver.wake();
-        }
-        if vacant {
-            self.fill.withdraw();
-        }
     }
 }
 

@@ -296,11 +296,20 @@ impl Store {
         }
     }
 
-    /// Reserves memory for a fill that grows. False if there is no room.
+    /// Reserves memory for a fill that grows. False if there is no room: fills get half of it, so that slow ones don't
+    /// push out what is stored, or as much as one object may take if that is more.
     pub(super) fn reserve_fill(&self, bytes: u64, now: u32) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let most = (limit / 2).max(self.object_limit().min(limit));
+        let taken = self.filling.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |filling| {
+            filling.checked_add(bytes).filter(|filling| *filling <= most)
+        });
+        if taken.is_err() {
+            return false;
+        }
         let reserved = self.reserve(bytes, now);
-        if reserved {
-            self.filling.fetch_add(bytes, Ordering::Relaxed);
+        if !reserved {
+            self.filling.fetch_sub(bytes, Ordering::Relaxed);
         }
         reserved
     }

@@ -103,14 +103,14 @@ impl Driver {
                 Phase::Streaming(stream) => stream.end(),
                 _ => 0,
             };
-            let fastest = state.seats.fastest();
             if !self.quiet && !state.driver.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 state.driver = Some(cx.waker().clone());
             }
-            if fastest.is_some_and(|fastest| !self.whole && end - fastest >= AHEAD) {
+            let fastest = if self.whole { None } else { state.seats.fastest() };
+            if fastest.is_some_and(|fastest| end - fastest >= AHEAD) {
                 return Poll::Pending;
             }
-            fastest.is_some()
+            state.seats.count() > 0
         };
         if readers {
             if self.orphan.take().is_some() {

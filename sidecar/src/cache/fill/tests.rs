@@ -5,7 +5,10 @@ use crate::cache::{
     entry::tests::Sample,
     store::{Bounds, Manner, What},
 };
-use http_body::Body as HttpBody;
+use crate::error::{Error, Kind};
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use std::{cell::Cell, pin::Pin, rc::Rc, time::Instant};
 use tokio::{

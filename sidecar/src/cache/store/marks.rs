@@ -18,6 +18,9 @@ use std::{
 /// Parts of the memory of purged keys and URIs, each behind a lock of its own.
 const PARTS: usize = 16;
 
+/// Whether a key is meant.
+pub(crate) type Judge = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
 /// What a purge is for.
 #[derive(Clone)]
 pub(crate) enum What {
@@ -28,7 +31,7 @@ pub(crate) enum What {
     /// Every entry with this label.
     Tag(Box<[u8]>),
     /// Every key of which this is true.
-    Keys(Arc<dyn Fn(&[u8]) -> bool + Send + Sync>),
+    Keys(Judge),
 }
 
 impl What {

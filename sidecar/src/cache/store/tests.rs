@@ -304,11 +304,12 @@ fn invalidation_is_for_all_keys_of_a_uri_and_costs_no_list() {
 
 #[test]
 fn only_what_fits_is_kept() {
-    let store = Store::new(Bounds { bytes: 100_000, object: 50_000, variants: 16 });
-    assert_eq!(put(&store, &Sample::new("a"), vec![0; 50_001], 0), Err(Refused::TooLarge));
+    let store = Store::new(Bounds { bytes: 100_000, object: 60_000, variants: 16 });
+    assert_eq!(put(&store, &Sample::new("a"), vec![0; 60_001], 0), Err(Refused::TooLarge));
     assert_eq!(put(&store, &Sample::new("a"), vec![0; 50_000], 0), Ok(()));
     assert!(store.reserve_fill(60_000, 0) && !has(&store, "a", 0), "a fill makes room too");
     assert_eq!(put(&store, &Sample::new("a"), vec![0; 50_000], 0), Err(Refused::NoRoom));
+    assert!(!store.reserve_fill(1, 0), "all fills together get as much as one object or half of it all");
     store.release_fill(60_000);
     let entry = store.put(Sample::new("b").entry("x"), 0).0;
     store.remove(&Arc::new(Sample::new("b").entry("x")));
