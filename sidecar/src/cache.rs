@@ -17,6 +17,10 @@ mod storing;
 mod structured;
 mod vary;
 
+pub(crate) use status::{Answered, Forwarded};
+pub(crate) use store::Stores;
+pub(crate) use storing::{Bypass, Refusal};
+
 use std::time::SystemTime;
 
 /// The time that responses are judged by: seconds since 1970.

@@ -1,6 +1,7 @@
 //! One worker thread's state: its view of policy, its clusters and connections, its share of the metrics.
 
 use crate::{
+    cache,
     drain::Drain,
     error::{Error, Kind},
     live::{Live, own_traffic},
@@ -54,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) rate_limits: RateLimiters,
     /// Calls that our application has and that wait for it, by served port.
     pub(crate) concurrency: Limiters,
+    /// What is kept of answers, by CachePolicy.
+    pub(crate) caches: cache::Stores,
     /// Which endpoints are asked for their health, whichever worker does it.
     pub(crate) health_claims: Arc<Claims>,
     /// How much is logged; `None` when an embedding program logs for itself.
@@ -93,6 +96,7 @@ impl Shared {
             metrics,
             access_log,
             guards: Guards::default(),
+            caches: cache::Stores::default(),
             health_claims: Arc::default(),
             log_level,
             snapshot: ArcSwap::default(),

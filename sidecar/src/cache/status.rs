@@ -28,6 +28,18 @@ pub(crate) enum Forwarded {
 }
 
 impl Forwarded {
+    /// All of them, for metrics.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Bypass,
+        Self::Method,
+        Self::UriMiss,
+        Self::VaryMiss,
+        Self::Miss,
+        Self::Request,
+        Self::Stale,
+        Self::Partial,
+    ];
+
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Bypass => "bypass",
@@ -38,6 +50,43 @@ impl Forwarded {
             Self::Request => "request",
             Self::Stale => "stale",
             Self::Partial => "partial",
+        }
+    }
+}
+
+/// How the cache answered a request, as metrics and the access log tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Answered {
+    /// With what is kept, fresh.
+    Hit,
+    /// With what is kept, stale: while it is fetched anew, because the origin failed, or because the request takes it.
+    Stale,
+    /// With what is kept, which the origin confirmed.
+    Revalidated,
+    /// With what the origin sent; why it was asked.
+    Miss(Forwarded),
+    /// Not at all: the request was not looked up.
+    Bypass(Bypass),
+}
+
+impl Answered {
+    /// The `result` label.
+    pub(crate) const fn result(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Revalidated => "revalidated",
+            Self::Miss(_) => "miss",
+            Self::Bypass(_) => "bypass",
+        }
+    }
+
+    /// The `reason` label: of misses and bypasses.
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::Hit | Self::Stale | Self::Revalidated => "",
+            Self::Miss(why) => why.label(),
+            Self::Bypass(why) => why.label(),
         }
     }
 }
