@@ -56,7 +56,7 @@ pub(crate) struct Shared {
     /// Calls that our application has and that wait for it, by served port.
     pub(crate) concurrency: Limiters,
     /// What is kept of answers, by CachePolicy.
-    pub(crate) caches: cache::Stores,
+    pub(crate) caches: Arc<cache::Stores>,
     /// Which endpoints are asked for their health, whichever worker does it.
     pub(crate) health_claims: Arc<Claims>,
     /// How much is logged; `None` when an embedding program logs for itself.
@@ -88,6 +88,8 @@ impl Shared {
         access_log: AccessLog,
         log_level: Option<Level>,
     ) -> Self {
+        let caches = Arc::<cache::Stores>::default();
+        metrics.set_kept(caches.clone());
         Self {
             settings,
             tls,
@@ -96,7 +98,7 @@ impl Shared {
             metrics,
             access_log,
             guards: Guards::default(),
-            caches: cache::Stores::default(),
+            caches,
             health_claims: Arc::default(),
             log_level,
             snapshot: ArcSwap::default(),

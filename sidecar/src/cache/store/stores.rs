@@ -2,10 +2,13 @@
 //! that is still valid.
 
 use super::{Bounds, Manner, Store, What};
-use crate::cache::entry::Key;
+use crate::{
+    cache::entry::Key,
+    telemetry::metrics::{Kept, KeptNow, KeptSource, KeptTotals},
+};
 use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{Arc, RwLock},
+    collections::{BTreeMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 use weft_config::snapshot::CacheRules;
 
@@ -15,17 +18,31 @@ impl From<&CacheRules> for Bounds {
     }
 }
 
+/// Policies that are no more, of which it is remembered what happened under them.
+const GONE_MAX: usize = 256;
+
+type Map = BTreeMap<Arc<str>, Arc<Store>>;
+
 /// The stores, by policy. Asked when a snapshot comes, by purges and by the admin view, never by a request.
 #[derive(Default)]
-pub(crate) struct Stores(RwLock<BTreeMap<Arc<str>, Arc<Store>>>);
+pub(crate) struct Stores {
+    stores: RwLock<Map>,
+    /// What happened in stores that were dropped, the oldest first: counters go on where they were when a policy comes
+    /// back.
+    gone: Mutex<VecDeque<(Arc<str>, KeptTotals)>>,
+}
 
 impl Stores {
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<Arc<str>, Arc<Store>>> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Map> {
+        self.stores.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<Arc<str>, Arc<Store>>> {
-        self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Map> {
+        self.stores.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn gone(&self) -> MutexGuard<'_, VecDeque<(Arc<str>, KeptTotals)>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The store for a policy, with what the policy allows now.
@@ -40,16 +57,27 @@ impl Stores {
 
     /// Drops the stores of policies that are no more. What a request has of one it keeps.
     pub(crate) fn retain(&self, policies: &HashSet<Arc<str>>) {
-        let mut gone = Vec::new();
+        let mut dropped = Vec::new();
+        // Held on to until the sums are taken over, so that no reading in between misses them.
+        let mut gone = self.gone();
         self.write().retain(|policy, store| {
             let stays = policies.contains(policy);
             if !stays {
-                gone.push(store.clone());
+                dropped.push((policy.clone(), store.clone()));
             }
             stays
         });
-        // Freed here, with the lock open.
+        for (policy, store) in &dropped {
+            let before = gone.iter().position(|(known, _)| known == policy).and_then(|at| gone.remove(at));
+            let before = before.map(|(_, totals)| totals).unwrap_or_default();
+            gone.push_back((policy.clone(), before.plus(totals(store))));
+        }
+        while gone.len() > GONE_MAX {
+            gone.pop_front();
+        }
         drop(gone);
+        // Freed here, with both locks open.
+        drop(dropped);
     }
 
     /// All of them, by policy.
@@ -75,6 +103,53 @@ impl Stores {
     /// Purges one key in all of them.
     pub(crate) fn purge_key(&self, key: Key<'_>, manner: Manner, now: u32) -> u64 {
         self.all().iter().map(|(_, store)| store.purge_key(key, manner, now)).sum()
+    }
+}
+
+impl KeptSource for Stores {
+    fn kept(&self) -> Vec<Kept> {
+        let gone = self.gone();
+        let mut all: BTreeMap<_, _> = gone
+            .iter()
+            .map(|(policy, totals)| {
+                (policy.clone(), Kept { policy: policy.clone(), now: None, totals: *totals })
+            })
+            .collect();
+        for (policy, store) in self.read().iter() {
+            let statistics = store.statistics();
+            let kept = all.entry(policy.clone()).or_insert_with(|| Kept {
+                policy: policy.clone(),
+                now: None,
+                totals: KeptTotals::default(),
+            });
+            kept.now = Some(KeptNow {
+                bytes: statistics.bytes,
+                limit: statistics.limit,
+                entries: statistics.entries,
+                filling: statistics.filling,
+            });
+            kept.totals = kept.totals.plus(totals(store));
+        }
+        all.into_values().collect()
+    }
+}
+
+/// What happened in a store so far.
+fn totals(store: &Store) -> KeptTotals {
+    let (all, fills) = (store.statistics(), store.fill_statistics());
+    KeptTotals {
+        hits: all.hits,
+        misses: all.misses,
+        stored: all.stored,
+        evicted: all.evicted,
+        expired: all.expired,
+        purged: all.purged,
+        refused: all.refused,
+        coalesced: fills.coalesced,
+        handed_over: fills.handed_over,
+        released: fills.released,
+        outgrown: fills.outgrown,
+        cut_off: fills.cut_off,
     }
 }
 
@@ -105,6 +180,38 @@ mod tests {
         stores.retain(&HashSet::from(["shop/b".into()]));
         let left: Vec<_> = stores.all().into_iter().map(|(policy, _)| policy).collect();
         assert_eq!(left, ["shop/b".into()]);
+    }
+
+    #[test]
+    fn what_happened_under_a_policy_stays_counted_when_it_goes_and_comes() {
+        let stores = Stores::default();
+        let told = |stores: &Stores| -> Vec<_> {
+            let kept = stores.kept().into_iter();
+            kept.map(|kept| (kept.policy.to_string(), kept.now.map(|now| now.entries), kept.totals.stored))
+                .collect()
+        };
+        put(&stores.of(&rules("shop/a", 1 << 20), 0), "1");
+        stores.of(&rules("shop/b", 1 << 20), 0);
+        stores.retain(&HashSet::from(["shop/b".into()]));
+        assert_eq!(told(&stores), [("shop/a".into(), None, 1), ("shop/b".into(), Some(0), 0)]);
+        for round in 2..4 {
+            let store = stores.of(&rules("shop/a", 1 << 20), 0);
+            put(&store, "2");
+            assert_eq!(told(&stores)[0], ("shop/a".into(), Some(1), round), "it begins empty");
+            stores.retain(&HashSet::new());
+            assert_eq!(told(&stores)[0], ("shop/a".into(), None, round));
+        }
+    }
+
+    #[test]
+    fn only_so_many_policies_that_are_no_more_are_remembered() {
+        let stores = Stores::default();
+        for n in 0..GONE_MAX + 10 {
+            stores.of(&rules(&format!("shop/{n}"), 1 << 20), 0);
+            stores.retain(&HashSet::new());
+        }
+        assert_eq!(stores.kept().len(), GONE_MAX);
+        assert!(stores.kept().iter().any(|kept| *kept.policy == *format!("shop/{}", GONE_MAX + 9)));
     }
 
     #[test]

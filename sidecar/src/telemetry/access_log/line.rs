@@ -32,6 +32,8 @@ pub(crate) struct Detail {
     pub(crate) endpoint: Option<SocketAddr>,
     /// Who is at the other end of the mesh hop.
     pub(crate) peer: Option<SpiffeId>,
+    /// How the response cache answered; empty where none is involved.
+    pub(crate) cache: &'static str,
     /// What the caller spoke.
     pub(crate) downstream: &'static str,
     /// What was spoken on the hop between the sidecars; empty if there was none.
@@ -98,6 +100,7 @@ impl Entry<'_> {
         line.milliseconds("duration_ms", self.duration);
         line.milliseconds("upstream_ms", self.upstream);
         line.number("attempts", self.attempts.into());
+        line.string("cache", detail.cache);
         line.shown("trace_id", Some(self.trace.id()));
         line.shown("span_id", Some(format_args!("{:016x}", self.trace.span_id)));
         line.string("request_id", self.request_id.as_str());

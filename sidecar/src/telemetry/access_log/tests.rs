@@ -50,6 +50,7 @@ fn detail() -> Detail {
         route: "shop/cart#0".into(),
         endpoint: Some(([10, 0, 0, 7], 15006).into()),
         peer: Some("spiffe://weft.local/ns/shop/sa/cart".parse().expect("valid")),
+        cache: "stale",
         downstream: "http1.1",
         wire: "http1over2",
         bytes_in: 12,
@@ -129,6 +130,7 @@ fn a_line_says_all_there_is_to_say() {
             "duration_ms": 12.345,
             "upstream_ms": 12.0,
             "attempts": 2,
+            "cache": "stale",
             "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
             "span_id": span,
             "request_id": "r-1",
@@ -148,7 +150,8 @@ fn a_query_is_never_logged() {
 #[test]
 fn what_is_not_there_is_left_out() {
     let json: serde_json::Value = serde_json::from_str(&line_of(&Detail::default())).expect("JSON");
-    for absent in ["method", "path", "host", "service", "route", "endpoint", "peer", "mesh_protocol"] {
+    let absent = ["method", "path", "host", "service", "route", "endpoint", "cache", "peer", "mesh_protocol"];
+    for absent in absent {
         assert!(json.get(absent).is_none(), "{absent}");
     }
 }

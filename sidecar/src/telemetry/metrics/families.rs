@@ -30,6 +30,7 @@ pub(super) fn collect(metrics: &Metrics) -> Vec<MetricFamily> {
     deprecations(metrics, &mut out);
     paths(metrics, &mut out);
     metrics.admission.collect(&mut out);
+    metrics.caches.collect(&mut out);
     connections(metrics, &mut out);
     handshakes(metrics, &mut out);
     identity(metrics, &mut out);
@@ -385,6 +386,7 @@ fn losses(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     for (table, count) in metrics.admission.overflows() {
         overflow.sample(&[("table", table)], count as f64);
     }
+    overflow.sample(&[("table", "caches")], metrics.caches.overflows() as f64);
     overflow.done(out);
     Family::counter(
         "weft_access_log_dropped_total",

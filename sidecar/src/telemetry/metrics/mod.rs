@@ -9,6 +9,7 @@
 //! `families.rs`, which is the one list of all that is exported.
 
 mod admission;
+mod cache;
 mod families;
 mod guarded;
 mod health;
@@ -24,6 +25,7 @@ mod tests;
 pub(crate) use admission::{
     ConcurrencySeries, CopyResult, FaultKind, MirrorSeries, RateLimitSeries, Shed, Shown,
 };
+pub(crate) use cache::{CacheSeries, CacheSeriesKey, Kept, KeptNow, KeptSource, KeptTotals};
 pub(crate) use health::{Health, HealthResult};
 pub(crate) use labels::{
     AttemptResult, BreakerPosition, BreakerScope, ConnectionState, Direction, EjectionCause, Hedged, Retry,
@@ -34,6 +36,7 @@ pub(crate) use series::{Queue, Series, SeriesKey, ServiceSeries};
 pub(crate) use shard::{Connection, Shard};
 
 use admission::Admission;
+use cache::Caches;
 use interned::Interned;
 use paths::PathSeries;
 use prometheus::{Encoder, TextEncoder};
@@ -78,6 +81,8 @@ pub(crate) struct Metrics {
     path_upstreams: Interned<(Arc<str>, Arc<str>), PathUpstream>,
     /// Rate limits, concurrency, faults and mirrors.
     admission: Admission,
+    /// Answers of the response cache, and what it keeps.
+    caches: Caches,
     /// What only the control runtime (or a rare event on any thread) counts: ordinary atomic additions.
     renewals_ok: AtomicU64,
     renewals_failed: AtomicU64,
@@ -108,6 +113,7 @@ impl Metrics {
             paths: Interned::new(services),
             path_upstreams: Interned::new(series),
             admission: Admission::default(),
+            caches: Caches::default(),
             renewals_ok: AtomicU64::new(0),
             renewals_failed: AtomicU64::new(0),
             policy_updates: AtomicU64::new(0),
@@ -241,6 +247,7 @@ impl Metrics {
         self.paths.forget_unused(now, KEEP_UNUSED);
         self.path_upstreams.forget_unused(now, KEEP_UNUSED);
         self.admission.forget_unused(now, KEEP_UNUSED);
+        self.caches.forget_unused(now, KEEP_UNUSED);
         let families = families::collect(self);
         let mut text = Vec::with_capacity(16 * 1024);
         if let Err(error) = TextEncoder::new().encode(&families, &mut text) {

@@ -53,6 +53,7 @@ fn full() -> Arc<Metrics> {
         std::mem::forget(service);
     }
     admission(&metrics);
+    cache::tests::fill(&metrics);
     metrics.identity_expires(UNIX_EPOCH + Duration::from_secs(2_000_000_000));
     metrics.identity_renewed(true);
     metrics.policy_updated("42 \"quoted\"\\\n");
