@@ -7,7 +7,7 @@ mod until;
 pub(crate) use kept::Kept;
 pub(crate) use observed::{Observed, Observer};
 
-use crate::{error::Error, http1, http2, io::Io};
+use crate::{cache, error::Error, http1, http2, io::Io};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -25,6 +25,8 @@ pub(crate) enum Body {
     Empty,
     /// All of it at hand.
     Full(Bytes),
+    /// Out of the cache, fields and all.
+    Stored(Box<cache::Stored>),
     /// Coming in over HTTP/1.
     Http1(http1::Incoming),
     /// Coming in over HTTP/2.
@@ -52,7 +54,7 @@ impl Body {
     /// The same body, failing with a timeout if it is not through by `deadline`, or if nothing of it comes for `idle`.
     pub(crate) fn until(self, deadline: Option<Instant>, idle: Option<Duration>) -> Self {
         match self {
-            Self::Empty | Self::Full(_) | Self::Tunnel(_) => self,
+            Self::Empty | Self::Full(_) | Self::Stored(_) | Self::Tunnel(_) => self,
             inner if deadline.is_none() && idle.is_none() => inner,
             inner => Self::Until(Box::new(Until::new(inner, deadline, idle))),
         }
@@ -74,10 +76,14 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut *self {
             Self::Empty | Self::Tunnel(_) => Poll::Ready(None),
-            Self::Full(_) => match std::mem::replace(&mut *self, Self::Empty) {
-                Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-                _ => Poll::Ready(None),
-            },
+            Self::Full(_) | Self::Stored(_) => {
+                let bytes = match std::mem::replace(&mut *self, Self::Empty) {
+                    Self::Full(bytes) => bytes,
+                    Self::Stored(stored) => stored.bytes(),
+                    _ => Bytes::new(),
+                };
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
             Self::Http1(body) => Pin::new(body).poll_frame(cx),
             Self::Http2(body) => Pin::new(body).poll_frame(cx),
             Self::Observed(body) => body.poll_frame(cx),
@@ -91,6 +97,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty | Self::Tunnel(_) => true,
             Self::Full(_) => false,
+            Self::Stored(stored) => stored.data().is_empty(),
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
             Self::Observed(body) => body.is_end_stream(),
@@ -104,6 +111,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty | Self::Tunnel(_) => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stored(stored) => SizeHint::with_exact(stored.data().len() as u64),
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
             Self::Observed(body) => body.size_hint(),

@@ -17,6 +17,9 @@ mod storing;
 mod structured;
 mod vary;
 
+#[cfg(test)]
+pub(crate) use body::tests::hit;
+pub(crate) use body::{Stored, unfold};
 pub(crate) use status::{Answered, Forwarded};
 pub(crate) use store::Stores;
 pub(crate) use storing::{Bypass, Refusal};

@@ -18,6 +18,7 @@ use crate::{
     worker::Worker,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, header, request::Parts};
+use http_body::Body as _;
 use std::{
     rc::Rc,
     sync::Arc,
@@ -165,6 +166,12 @@ impl Call {
                 self.record();
                 Response::from_parts(head, body)
             }
+            // All of it is at hand: nothing can go wrong with it any more.
+            Body::Full(_) | Body::Stored(_) => {
+                self.bytes_out = body.size_hint().lower();
+                self.record();
+                Response::from_parts(head, body)
+            }
             body => Response::from_parts(head, body.observed(self)),
         }
     }
@@ -295,7 +302,6 @@ fn grpc_message(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body::Body as _;
 
     #[test]
     fn errors_say_what_happened_to_people_and_programs() {

@@ -10,6 +10,12 @@ kind: MeshPolicy
 metadata: {{ name: mesh, namespace: bench }}
 spec: {{ trustDomain: mesh.test, mtls: {{ mode: strict }} }}
 """
+CACHE = """---
+apiVersion: weft.mesh/v1alpha1
+kind: CachePolicy
+metadata: { name: svc, namespace: bench }
+spec: { targetRefs: [{ kind: Service, name: svc }], where: outbound }
+"""
 WORKLOAD = """---
 apiVersion: weft.mesh/v1alpha1
 kind: Workload
@@ -24,7 +30,8 @@ def workload(name, rest):
 
 
 class Adapter(Base):
-    roles = {"out": {"h1", "h2", "tcp"}, "in": {"h1", "h2", "tcp"}, "plain": {"h1", "h2", "tcp"}}
+    roles = {"out": {"h1", "h2", "tcp"}, "in": {"h1", "h2", "tcp"}, "plain": {"h1", "h2", "tcp"},
+             "cache": {"h1"}}
     bin = os.environ.get("SIDECAR_BIN", "")
 
     def missing(self):
@@ -41,6 +48,8 @@ class Adapter(Base):
             text += workload("a", [listen])
             where = f'inbound: "127.0.0.1:{c.up}"' if c.role == "out" else "mesh: false"
             text += workload("b", ["service: svc", port, where])
+        if c.role == "cache":
+            text += CACHE
         os.makedirs(f"{c.dir}/policy", exist_ok=True)
         c.write("policy/mesh.yaml", text)
         me = "b" if c.role == "in" else "a"

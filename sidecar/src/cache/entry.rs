@@ -344,10 +344,9 @@ impl Entry {
     }
 
     /// All fields the way HTTP/1 writes them, each with its line end; without `Content-Length`.
-    pub(crate) fn wire(&self) -> Bytes {
-        let place = self.place(FIELDS);
-        let index = 2 + 4 * two(&self.block, place.start);
-        self.block.slice(place.start + index..place.end)
+    pub(crate) fn wire(&self) -> &[u8] {
+        let section = self.section(FIELDS);
+        section.get(2 + 4 * two(section, 0)..).unwrap_or_default()
     }
 
     /// All fields, their values shared with the entry; without `Content-Length`.
@@ -384,12 +383,17 @@ impl Entry {
         }
     }
 
+    /// The body's bytes, not shared.
+    pub(crate) fn data(&self) -> &[u8] {
+        match &self.apart {
+            Some(apart) => &apart.body,
+            None => &self.block[self.ends[TRAILERS] as usize..],
+        }
+    }
+
     /// How many bytes the body has.
     pub(crate) fn length(&self) -> usize {
-        match &self.apart {
-            Some(apart) => apart.body.len(),
-            None => self.block.len() - self.ends[TRAILERS] as usize,
-        }
+        self.data().len()
     }
 
     /// The body, trailers and all.

@@ -2,7 +2,6 @@
 
 use super::storing::{Bypass, Refusal};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
-use smallvec::SmallVec;
 
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
@@ -133,9 +132,8 @@ impl Report {
         Self { stored: false, detail: Some(why.label()), ..self }
     }
 
-    /// The member of the list that is for this cache.
-    pub(crate) fn value(&self, cache: &str) -> HeaderValue {
-        let mut text = SmallVec::<[u8; 96]>::new();
+    /// Writes the member of the list that is for this cache: visible ASCII only.
+    pub(crate) fn write(&self, cache: &str, text: &mut Vec<u8>) {
         text.extend_from_slice(cache.as_bytes());
         match self.forwarded {
             None => text.extend_from_slice(b"; hit"),
@@ -164,8 +162,13 @@ impl Report {
             text.extend_from_slice(b"; detail=");
             text.extend_from_slice(detail.as_bytes());
         }
-        // All of it is visible ASCII.
-        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("weft"))
+    }
+
+    /// The same as a field's value.
+    pub(crate) fn value(&self, cache: &str) -> HeaderValue {
+        let mut text = Vec::with_capacity(64);
+        self.write(cache, &mut text);
+        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("weft"))
     }
 
     /// Puts it behind what caches nearer to the origin said (section 2).

@@ -93,6 +93,11 @@ impl HeaderCase {
         Some(case)
     }
 
+    /// True if names are lower case unless they are listed.
+    pub(crate) fn is_lower(&self) -> bool {
+        self.lower
+    }
+
     /// What it takes in memory.
     pub(crate) fn size(&self) -> usize {
         size_of::<Self>() + self.names.iter().map(|name| size_of::<Bytes>() + name.len()).sum::<usize>()

@@ -247,9 +247,10 @@ async fn respond(conn: &Shared, response: Response<Body>, asked: Asked, drain: &
     };
     let switches = head.status == StatusCode::SWITCHING_PROTOCOLS
         || (asked.method == Method::CONNECT && head.status.is_success());
-    if encoder.is_bodiless() || head.status == StatusCode::RESET_CONTENT {
-        body = Body::Empty;
-    }
+    let stored = match &body {
+        Body::Stored(stored) => Some(&**stored),
+        _ => None,
+    };
     if upstream.is_some() && !switches {
         // Whatever it is, it is not a body: the head goes alone.
         encoder = Encoder::None;
@@ -272,7 +273,10 @@ async fn respond(conn: &Shared, response: Response<Body>, asked: Asked, drain: &
         } else {
             write::persistence(asked.version, keep_alive)
         };
-        write::response_head(shared.wire.out.buffer(), &head, encoder, persistence);
+        write::response_head(shared.wire.out.buffer(), &head, stored, encoder, persistence);
+    }
+    if encoder.is_bodiless() || head.status == StatusCode::RESET_CONTENT {
+        body = Body::Empty;
     }
     let sent = send(conn, &mut body, Pump::new(encoder)).await;
     drop(body);

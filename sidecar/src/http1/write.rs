@@ -4,6 +4,7 @@ use super::{
     case::{HeaderCase, write_name},
     framing::Encoder,
 };
+use crate::cache::Stored;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request, response};
 
 /// Whether the head says that the connection closes or stays.
@@ -55,10 +56,11 @@ fn path(out: &mut Vec<u8>, head: &request::Parts) {
     out.extend_from_slice(path.as_bytes());
 }
 
-/// Writes a response's head.
+/// Writes a response's head; `stored` is what its fields come from beside its map.
 pub(super) fn response_head(
     out: &mut Vec<u8>,
     head: &response::Parts,
+    stored: Option<&Stored>,
     encoder: Encoder,
     persistence: Persistence,
 ) {
@@ -71,7 +73,10 @@ pub(super) fn response_head(
         out.extend_from_slice(head.status.canonical_reason().unwrap_or_default().as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    let case = head.extensions.get::<HeaderCase>();
+    let case = head.extensions.get::<HeaderCase>().or_else(|| stored?.case());
+    if let Some(stored) = stored {
+        stored.write_fields(out);
+    }
     fields(out, &head.headers, case);
     connection(out, &head.headers, persistence, case);
     framing(out, encoder, case);
@@ -156,7 +161,7 @@ fn framing(out: &mut Vec<u8>, encoder: Encoder, case: Option<&HeaderCase>) {
 
 /// Writes an interim response.
 pub(super) fn interim_head(out: &mut Vec<u8>, head: &response::Parts) {
-    response_head(out, head, Encoder::None, Persistence::Implied);
+    response_head(out, head, None, Encoder::None, Persistence::Implied);
 }
 
 /// How the head of a response tells the client about the connection's future.

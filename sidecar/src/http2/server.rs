@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     body::Body,
+    cache,
     drain::Drain,
     error::{Error, Kind},
     exchange::{Back, Handler, Reset},
@@ -216,7 +217,7 @@ impl<H: Handler> Stream<H> {
     }
 
     async fn respond(self, method: &Method, response: Response<Body>, tunnel: Option<RecvStream>) {
-        let response = if response.status().is_informational() {
+        let mut response = if response.status().is_informational() {
             // A switch of protocols, or a mistake; neither can end an exchange here.
             self.handler.refuse(Error::after_send(
                 Kind::BadResponse,
@@ -225,6 +226,7 @@ impl<H: Handler> Stream<H> {
         } else {
             response
         };
+        cache::unfold(&mut response);
         let (mut parts, body) = response.into_parts();
         if parts.version != Version::HTTP_2 {
             translate::strip_connection_fields(&mut parts.headers);

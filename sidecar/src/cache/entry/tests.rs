@@ -95,11 +95,11 @@ fn fields_lie_as_http1_writes_them() {
     sample.headers.clear();
     sample.headers.insert("content-type", HeaderValue::from_static("text/plain"));
     sample.headers.insert("etag", HeaderValue::from_static("\"a\""));
-    assert_eq!(sample.entry("").wire(), "Content-Type: text/plain\r\nETag: \"a\"\r\n");
+    assert_eq!(sample.entry("").wire(), b"Content-Type: text/plain\r\nETag: \"a\"\r\n");
     let lower = HeaderValue::from_static("*");
     sample.case = HeaderCase::from_header_value(&lower);
     let entry = sample.entry("");
-    assert_eq!(entry.wire(), "content-type: text/plain\r\netag: \"a\"\r\n");
+    assert_eq!(entry.wire(), b"content-type: text/plain\r\netag: \"a\"\r\n");
     assert_eq!(entry.case(), sample.case.as_ref());
     assert_eq!(entry.headers(), sample.headers);
 }

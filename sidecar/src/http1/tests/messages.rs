@@ -302,7 +302,7 @@ proptest! {
         let read = parse_response_head(&mut BytesMut::from(&message[..]), &small(), &mut Progress::default());
         let (parts, ()) = read.unwrap().unwrap().response.into_parts();
         let mut out = Vec::new();
-        write::response_head(&mut out, &parts, Encoder::None, Persistence::Implied);
+        write::response_head(&mut out, &parts, None, Encoder::None, Persistence::Implied);
         prop_assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&message));
     }
 

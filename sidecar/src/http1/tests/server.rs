@@ -137,6 +137,44 @@ fn what_is_ready_leaves_in_one_write_and_what_is_not_does_not_wait_for_it() {
 }
 
 #[test]
+fn an_answer_out_of_the_cache_leaves_as_it_lies_there() {
+    run(async {
+        for lower in [false, true] {
+            let mut served = served(async move |request: Request<Body>, _: &dyn Back| {
+                let mut response =
+                    crate::cache::hit(if request.uri() == "/empty" { "" } else { "abc" }, lower);
+                if request.uri() == "/304" {
+                    *response.status_mut() = StatusCode::NOT_MODIFIED;
+                }
+                response
+            });
+            let head = |line: &str, length: &str| {
+                let fields = "Content-Type: application/json\r\nETag: \"a\"\r\nAge: 7\r\n\
+                    Cache-Status: weft; hit; ttl=53\r\nX-Own: 1\r\n";
+                let fields = format!("{fields}Content-Length: {length}\r\n\r\n");
+                let fields = if lower { fields.to_lowercase() } else { fields };
+                format!("HTTP/1.1 {line}\r\n{fields}")
+            };
+            for (method, path, line, length, body) in [
+                ("GET", "/", "200 OK", "3", "abc"),
+                ("GET", "/", "200 OK", "3", "abc"),
+                ("HEAD", "/", "200 OK", "3", ""),
+                ("GET", "/empty", "200 OK", "0", ""),
+                ("GET", "/304", "304 Not Modified", "3", ""),
+            ] {
+                served.peer.send(format!("{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+                let expected = head(line, length) + body;
+                let mut answer = vec![0; expected.len()];
+                served.peer.0.read_exact(&mut answer).await.unwrap();
+                assert_eq!(String::from_utf8(answer).unwrap(), expected, "{method} {path}");
+            }
+            assert!(served.peer.is_quiet().await);
+            served.ended().await;
+        }
+    });
+}
+
+#[test]
 fn answers_without_a_body_are_framed_so() {
     run(async {
         async fn status(request: Request<Body>, _: &dyn Back) -> Response<Body> {

@@ -32,6 +32,28 @@ async fn a_request_and_its_response_keep_their_shape() {
 }
 
 #[tokio::test]
+async fn an_answer_out_of_the_cache_has_its_fields_and_its_length() {
+    run(async {
+        let app = |_: Request<Body>, _: &dyn Back| -> Answer {
+            Box::pin(async { crate::cache::hit("abc", false) })
+        };
+        let (client, _drain) = mesh(app, brief()).await;
+        for (method, body) in [(Method::GET, "abc"), (Method::HEAD, "")] {
+            let mut request = get("/");
+            *request.method_mut() = method;
+            let response = send(&client, request).await.ok().expect("a response");
+            let field = |name| response.headers()[name].to_str().expect("text");
+            assert_eq!(
+                ["content-type", "age", "cache-status", "x-own", "content-length"].map(field),
+                ["application/json", "7", "weft; hit; ttl=53", "1", "3"]
+            );
+            assert_eq!(text(response).await, body);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn bodies_and_trailers_pass_both_ways() {
     run(async {
         let (client, _drain) = mesh(echo, brief()).await;
