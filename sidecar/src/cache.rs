@@ -13,15 +13,16 @@ mod key;
 mod range;
 mod status;
 mod store;
+mod stored;
 mod storing;
 mod structured;
 mod vary;
 
-#[cfg(test)]
-pub(crate) use body::tests::hit;
-pub(crate) use body::{Stored, unfold};
 pub(crate) use status::{Answered, Forwarded};
 pub(crate) use store::Stores;
+#[cfg(test)]
+pub(crate) use stored::tests::hit;
+pub(crate) use stored::{Stored, unfold};
 pub(crate) use storing::{Bypass, Refusal};
 
 use std::time::SystemTime;
