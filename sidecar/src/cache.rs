@@ -11,6 +11,7 @@ mod freshness;
 mod invalidation;
 mod key;
 mod range;
+pub(crate) mod siblings;
 mod status;
 mod store;
 mod stored;

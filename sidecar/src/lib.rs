@@ -23,6 +23,7 @@ mod outbound;
 mod policy;
 mod redirect;
 mod settings;
+mod siblings;
 mod tcp;
 mod telemetry;
 mod tls;

@@ -7,6 +7,7 @@ use crate::{
     live::{Live, own_traffic},
     policy,
     settings::Settings,
+    siblings::Siblings,
     telemetry::{
         access_log::AccessLog,
         log::Level,
@@ -145,6 +146,8 @@ pub(crate) struct Worker {
     clusters: RefCell<Map<ClusterKey, Rc<Cluster>>>,
     external: RefCell<Map<Box<str>, Resolved>>,
     apps: RefCell<Vec<(Served, Rc<Endpoint>)>>,
+    /// Those who are asked before the origin is.
+    pub(crate) siblings: Siblings,
     /// Copies of requests on their way to mirrors.
     pub(crate) copies: Copies,
     /// Connections that peers and the application hold to this worker.
@@ -173,6 +176,7 @@ impl Worker {
             clusters: RefCell::default(),
             external: RefCell::default(),
             apps: RefCell::default(),
+            siblings: Siblings::default(),
             copies: Copies::default(),
             connections: Cell::new(0),
             identity: identity.to_string().into(),
@@ -351,6 +355,7 @@ impl Worker {
         self.clusters.borrow().values().for_each(|c| c.sweep(limits));
         self.external.borrow().values().for_each(|(_, c)| c.sweep(limits));
         self.apps.borrow().iter().for_each(|(_, e)| e.sweep(&Bounds::default(), limits));
+        self.siblings.sweep(&live);
         let now = Instant::now();
         self.shared.rate_limits.sweep(now);
         self.shared.concurrency.sweep(now);

@@ -93,7 +93,7 @@ impl Endpoint {
         now: time::Instant,
     ) -> Self {
         Self {
-            id: hash64(format!("{}@{}", place.workload, place.address).as_bytes()),
+            id: Self::id_of(&place),
             pool: Pool::new(place.address),
             place,
             load: Rc::new(Load::new(now)),
@@ -102,6 +102,11 @@ impl Endpoint {
             port,
             busyness: Busyness::default(),
         }
+    }
+
+    /// What names an endpoint, see [`Self::id`].
+    pub(crate) fn id_of(place: &Place) -> u64 {
+        hash64(format!("{}@{}", place.workload, place.address).as_bytes())
     }
 
     /// The same endpoint, of which policy now says something else: its weight, labels or zone.

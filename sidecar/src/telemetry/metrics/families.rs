@@ -31,6 +31,7 @@ pub(super) fn collect(metrics: &Metrics) -> Vec<MetricFamily> {
     paths(metrics, &mut out);
     metrics.admission.collect(&mut out);
     metrics.caches.collect(&mut out);
+    metrics.siblings.collect(&mut out);
     connections(metrics, &mut out);
     handshakes(metrics, &mut out);
     identity(metrics, &mut out);

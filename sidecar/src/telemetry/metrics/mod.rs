@@ -19,6 +19,7 @@ mod paths;
 mod process;
 mod series;
 mod shard;
+mod siblings;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ pub(crate) use labels::{
 pub(crate) use paths::{Path, PathUpstream};
 pub(crate) use series::{Queue, Series, SeriesKey, ServiceSeries};
 pub(crate) use shard::{Connection, Shard};
+pub(crate) use siblings::{SiblingAsked, SiblingServed};
 
 use admission::Admission;
 use cache::Caches;
@@ -83,6 +85,8 @@ pub(crate) struct Metrics {
     admission: Admission,
     /// Answers of the response cache, and what it keeps.
     caches: Caches,
+    /// What the caches of one service's sidecars ask each other.
+    siblings: siblings::Siblings,
     /// What only the control runtime (or a rare event on any thread) counts: ordinary atomic additions.
     renewals_ok: AtomicU64,
     renewals_failed: AtomicU64,
@@ -114,6 +118,7 @@ impl Metrics {
             path_upstreams: Interned::new(series),
             admission: Admission::default(),
             caches: Caches::default(),
+            siblings: siblings::Siblings::default(),
             renewals_ok: AtomicU64::new(0),
             renewals_failed: AtomicU64::new(0),
             policy_updates: AtomicU64::new(0),
