@@ -56,6 +56,8 @@ pub(crate) trait Inspect: Send + Sync {
     fn clusters(&self) -> Value;
     /// The routes in force.
     fn routes(&self) -> Value;
+    /// What the response cache keeps and how it answers, with so many of the keys that are asked for most.
+    fn cache(&self, top: usize) -> Value;
     /// The log's filter in force.
     fn log_level(&self) -> String;
     /// Puts another filter in force, or says why not.

@@ -2,6 +2,7 @@
 
 use crate::{
     admin::{self, Inspect},
+    cache,
     policy::{self, ControlPlane, Files, IdentityFiles, PolicySettings, Source},
     settings::Settings,
     telemetry::{
@@ -116,6 +117,9 @@ impl Sidecar {
         };
         tokio::spawn(admin::serve(admin_socket, metrics_socket, view, metrics, stopped));
         tokio::spawn(watch_application(shared.clone(), state.clone()));
+        let policy = shared.clone();
+        let stopped = stop_admin.subscribe();
+        tokio::spawn(cache::keep_up(shared.caches.clone(), move || policy.snapshot(), stopped));
         Ok(Self { shared, workers, addresses, stop_admin, state })
     }
 
@@ -467,6 +471,10 @@ impl Inspect for View {
             json!({ "service": service.name.to_string(), "version": &*service.version, "ports": ports })
         });
         services.collect()
+    }
+
+    fn cache(&self, top: usize) -> Value {
+        cache::describe(&self.shared.caches, &self.shared.metrics, &self.shared.snapshot(), top)
     }
 
     fn log_level(&self) -> String {

@@ -17,7 +17,9 @@ mod store;
 mod stored;
 mod storing;
 mod structured;
+mod upkeep;
 mod vary;
+mod view;
 
 pub(crate) use status::{Answered, Forwarded};
 pub(crate) use store::Stores;
@@ -25,6 +27,8 @@ pub(crate) use store::Stores;
 pub(crate) use stored::tests::hit;
 pub(crate) use stored::{Stored, unfold};
 pub(crate) use storing::{Bypass, Refusal};
+pub(crate) use upkeep::keep_up;
+pub(crate) use view::describe;
 
 use std::time::SystemTime;
 

@@ -19,6 +19,10 @@ pub(super) struct Endpoint {
     post: Option<fn(&Context, &Asked<'_>) -> Page>,
 }
 
+/// Keys of the cache that are listed for each policy unless asked for fewer or more, and at most.
+const TOP: usize = 20;
+const TOP_MAX: usize = 100;
+
 const READ: &str = "GET, HEAD";
 const READ_AND_CHANGE: &str = "GET, HEAD, POST";
 const CHANGE: &str = "POST";
@@ -86,7 +90,7 @@ pub(super) const ENDPOINTS: [Endpoint; 12] = [
         path: "/cache",
         methods: READ,
         public: false,
-        what: "the state of the response cache",
+        what: "the response cache: what it keeps by policy, how it answers by route; ?top=N of what is asked for most",
         get: cache,
         post: None,
     },
@@ -299,9 +303,15 @@ fn metrics(context: &Context, _: &Asked<'_>) -> Page {
     }
 }
 
-fn cache(_: &Context, asked: &Asked<'_>) -> Page {
-    let detail = "nothing is cached: CachePolicy documents are read and checked, but not enforced yet";
-    Page::data(asked, &json!({ "enforced": false, "detail": detail }))
+fn cache(context: &Context, asked: &Asked<'_>) -> Page {
+    let top = match asked.parameter("top").map(|top| top.parse::<usize>()) {
+        None => TOP,
+        Some(Ok(top)) => top.min(TOP_MAX),
+        Some(Err(_)) => {
+            return Page::refusal(StatusCode::BAD_REQUEST, format!("top is a number from 0 to {TOP_MAX}"));
+        }
+    };
+    Page::data(asked, &context.inspect.cache(top))
 }
 
 /// The filter comes as `?level=` or as the body, which may itself be a form field.

@@ -39,6 +39,9 @@ impl Inspect for Fake {
     fn routes(&self) -> Value {
         json!([])
     }
+    fn cache(&self, top: usize) -> Value {
+        json!({ "policies": [{ "policy": "shop/pages", "bytes": 7 }], "routes": [], "top": [top] })
+    }
     fn log_level(&self) -> String {
         self.level.lock().expect("not poisoned").clone()
     }
@@ -261,10 +264,19 @@ fn the_log_level_comes_in_the_query_or_the_body() {
 }
 
 #[test]
-fn the_cache_page_says_that_nothing_is_cached_yet() {
-    let page = Asking::default().get("/cache?format=json");
-    let json: Value = serde_json::from_slice(&page.body).expect("JSON");
-    assert_eq!(json["enforced"], json!(false));
+fn the_cache_page_lists_as_many_keys_as_are_asked_for_within_a_bound() {
+    let admin = Asking::default();
+    for (target, top) in [("/cache", 20), ("/cache?top=3", 3), ("/cache?top=0", 0), ("/cache?top=99999", 100)]
+    {
+        assert_eq!(
+            text(&admin.get(target)),
+            format!("policies:\n  POLICY      BYTES\n  shop/pages  7\nroutes: -\ntop: {top}\n")
+        );
+    }
+    for target in ["/cache?top=", "/cache?top=-1", "/cache?top=many", "/cache?top=%32%"] {
+        let page = admin.get(target);
+        assert!(page.status == StatusCode::BAD_REQUEST || target.ends_with("%32%"), "{target}: {page:?}");
+    }
 }
 
 #[test]

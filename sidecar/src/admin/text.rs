@@ -4,8 +4,22 @@ use serde_json::{Map, Value};
 use std::fmt::Write;
 
 /// Columns that are put first, in this order; the others follow by name.
-const FIRST: [&str; 9] =
-    ["namespace", "service", "name", "port", "host", "route", "match", "address", "identity"];
+const FIRST: [&str; 14] = [
+    "policy",
+    "direction",
+    "namespace",
+    "service",
+    "name",
+    "port",
+    "host",
+    "route",
+    "match",
+    "address",
+    "identity",
+    "policies",
+    "routes",
+    "reasons",
+];
 /// Longest text of one cell.
 const CELL: usize = 120;
 /// Deeper values are written as JSON on one line.

@@ -55,13 +55,15 @@ impl Stores {
         self.write().entry(rules.id.clone()).or_insert_with(|| Arc::new(Store::new(bounds))).clone()
     }
 
-    /// Drops the stores of policies that are no more. What a request has of one it keeps.
+    /// Drops the stores of policies that are no more, unless somebody still holds one: no store is in use that purges do
+    /// not reach.
     pub(crate) fn retain(&self, policies: &HashSet<Arc<str>>) {
         let mut dropped = Vec::new();
         // Held on to until the sums are taken over, so that no reading in between misses them.
         let mut gone = self.gone();
         self.write().retain(|policy, store| {
-            let stays = policies.contains(policy);
+            // With the lock closed nobody gets one now who has none.
+            let stays = policies.contains(policy) || Arc::strong_count(store) > 1;
             if !stays {
                 dropped.push((policy.clone(), store.clone()));
             }
@@ -178,6 +180,9 @@ mod tests {
         assert!(statistics.bytes <= 1 << 19 && statistics.entries > 250, "{statistics:?}");
         stores.of(&rules("shop/b", 1 << 20), 0);
         stores.retain(&HashSet::from(["shop/b".into()]));
+        assert_eq!(stores.all().len(), 2, "somebody holds it");
+        drop((store, same));
+        stores.retain(&HashSet::from(["shop/b".into()]));
         let left: Vec<_> = stores.all().into_iter().map(|(policy, _)| policy).collect();
         assert_eq!(left, ["shop/b".into()]);
     }
@@ -198,6 +203,7 @@ mod tests {
             let store = stores.of(&rules("shop/a", 1 << 20), 0);
             put(&store, "2");
             assert_eq!(told(&stores)[0], ("shop/a".into(), Some(1), round), "it begins empty");
+            drop(store);
             stores.retain(&HashSet::new());
             assert_eq!(told(&stores)[0], ("shop/a".into(), None, round));
         }
