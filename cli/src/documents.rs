@@ -9,7 +9,7 @@ use crate::{
 use anyhow::Context;
 use std::path::Path;
 use weft_config::{
-    compile::{self, Caller, Explanation},
+    compile::{self, Asked, Caller, Explanation},
     document::{DocumentKey, Kind, Located},
     error::{Diagnostic, Severity},
     identity::ServiceName,
@@ -46,15 +46,16 @@ impl Policy {
         compile::everything(&self.policy, caller)
     }
 
-    /// What is decided about the requests of a caller to a port that a rule takes, or that has no routes.
+    /// What is decided about a request of a caller to a port that a rule takes, or that has no routes.
     pub(crate) fn explain(
         &self,
         caller: &Caller,
         service: &ServiceName,
         port: u16,
         rule: Option<&str>,
+        asked: &Asked<'_>,
     ) -> Option<Explanation> {
-        compile::explain(&self.policy, caller, service, port, rule)
+        compile::explain(&self.policy, caller, service, port, rule, Some(asked))
     }
 
     /// The caller that `NAMESPACE` or `NAMESPACE/WORKLOAD` means.

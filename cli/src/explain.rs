@@ -2,11 +2,12 @@
 
 use crate::{
     exit::Failure,
-    routes::{Asked, Found},
+    routes::{self, Found},
     terminal::{self, ColourChoice, Palette, Style, table},
 };
 use serde_json::{Value, json};
-use weft_config::compile::{AtBackend, Decision, Explanation, SaidBy};
+use weft_config::compile::{Asked, AtBackend, Decision, Explanation, SaidBy};
+use weft_config::matching::normalize_path;
 
 /// Show what will happen to a request: its route, and every decision about it with where it comes from.
 ///
@@ -25,14 +26,17 @@ Exit code 1 if the request would not be forwarded anywhere."
 )]
 pub(crate) struct Options {
     #[command(flatten)]
-    asked: Asked,
+    asked: routes::Asked,
 }
 
 /// Runs the verb.
 pub(crate) fn run(options: &Options, colour: ColourChoice) -> Result<(), Failure> {
     let Found { question, caller, policy, answer } = options.asked.find(colour)?;
     let explanation = answer.taken().and_then(|taken| {
-        let mut told = policy.explain(&caller, taken.service, taken.port, taken.rule)?;
+        // The route was found by this path, so it has a normal form.
+        let path = normalize_path(&question.path).ok()?;
+        let asked = Asked { method: &question.method, path: &path, headers: &question.headers };
+        let mut told = policy.explain(&caller, taken.service, taken.port, taken.rule, &asked)?;
         if taken.opaque {
             about_connections_only(&mut told);
         }

@@ -58,24 +58,31 @@ pub(super) fn for_port(
     holding(index.caches_on_port(service, port).iter(), side, findings)
 }
 
-/// The most specific policy that speaks of this side; one that turns the cache off speaks of both.
 fn holding<'a, 'd: 'a>(
-    mut policies: impl Iterator<Item = &'a CacheOn<'d>>,
+    policies: impl Iterator<Item = &'a CacheOn<'d>>,
     side: Side,
     findings: &mut Findings,
 ) -> Option<Arc<CacheRules>> {
-    let on = policies.find(|on| {
+    let on = speaking(policies, side).next()?;
+    enabled(&on.policy.spec).then(|| Arc::new(compile(on.policy, on.found, findings)))
+}
+
+/// The policies that speak of a side, in their order; one that turns the cache off speaks of both. The first holds.
+pub(super) fn speaking<'a, 'd: 'a>(
+    policies: impl Iterator<Item = &'a CacheOn<'d>>,
+    side: Side,
+) -> impl Iterator<Item = &'a CacheOn<'d>> {
+    policies.filter(move |on| {
         let here = match on.policy.spec.place {
             CachePlace::Both => true,
             CachePlace::Outbound => side == Side::Outbound,
             CachePlace::Inbound => side == Side::Inbound,
         };
         here || !enabled(&on.policy.spec)
-    })?;
-    enabled(&on.policy.spec).then(|| Arc::new(compile(on.policy, on.found, findings)))
+    })
 }
 
-fn enabled(spec: &CachePolicySpec) -> bool {
+pub(super) fn enabled(spec: &CachePolicySpec) -> bool {
     spec.enabled.unwrap_or(true)
 }
 

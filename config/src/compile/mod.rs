@@ -25,7 +25,7 @@ mod workload;
 
 pub use caller::{Caller, SOURCE_NAMESPACE, SOURCE_SERVICE_ACCOUNT, SOURCE_WORKLOAD, SOURCES};
 
-pub use explain::{AtBackend, Decision, Explanation, SaidBy, explain};
+pub use explain::{Asked, AtBackend, Decision, Explanation, SaidBy, explain};
 
 pub(crate) use attached::speaks_of_endpoints;
 pub(crate) use findings::Findings;

@@ -1,5 +1,6 @@
 //! Rules between the fields of one document, which its schema cannot say.
 
+mod cache;
 mod filter;
 mod overlaps;
 mod policy;
@@ -24,7 +25,7 @@ pub(crate) fn validate(located: &Located) -> Vec<Diagnostic> {
         Document::EndpointSlice(document) => workload::endpoint_slice(&mut findings, document),
         Document::Workload(document) => workload::workload(&mut findings, &document.spec),
         Document::TrafficPolicy(document) => policy::traffic_policy(&mut findings, &document.spec),
-        Document::CachePolicy(document) => policy::cache_policy(&mut findings, &document.spec),
+        Document::CachePolicy(document) => cache::cache_policy(&mut findings, &document.spec),
         Document::AuthorizationPolicy(document) => {
             policy::authorization_policy(&mut findings, &document.spec)
         }

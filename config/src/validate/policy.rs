@@ -4,7 +4,6 @@ use super::route::header_matches;
 use super::{Findings, label, shown};
 use crate::compile::{SOURCES, speaks_of_endpoints};
 use crate::document::authorization_policy::{AuthorizationAction, AuthorizationPolicySpec};
-use crate::document::cache_policy::{CachePlace, CachePolicySpec};
 use crate::document::duration::PolicyDuration;
 use crate::document::mesh_policy::MeshPolicySpec;
 use crate::document::route::HeaderMatch;
@@ -14,7 +13,7 @@ use crate::document::traffic_policy::{
 };
 use crate::parse::format;
 
-fn targets(findings: &mut Findings<'_>, targets: &[TargetRef], allowed: &[TargetKind]) {
+pub(super) fn targets(findings: &mut Findings<'_>, targets: &[TargetRef], allowed: &[TargetKind]) {
     for (index, target) in targets.iter().enumerate() {
         let at = format!("spec.targetRefs[{index}]");
         if !allowed.contains(&target.kind) {
@@ -62,7 +61,7 @@ fn targets(findings: &mut Findings<'_>, targets: &[TargetRef], allowed: &[Target
 }
 
 /// Reports a pair of durations of which the second is longer than the first. Zero is no limit.
-fn not_longer(
+pub(super) fn not_longer(
     findings: &mut Findings<'_>,
     short: (&str, Option<PolicyDuration>),
     long: (&str, Option<PolicyDuration>),
@@ -80,7 +79,7 @@ fn not_longer(
     }
 }
 
-fn above_zero(findings: &mut Findings<'_>, field: &str, duration: Option<PolicyDuration>) {
+pub(super) fn above_zero(findings: &mut Findings<'_>, field: &str, duration: Option<PolicyDuration>) {
     if duration.is_some_and(PolicyDuration::is_zero) {
         findings.error(
             field,
@@ -377,84 +376,6 @@ fn concurrency(findings: &mut Findings<'_>, bounds: &Concurrency) {
             &priority.headers,
         );
     }
-}
-
-pub(super) fn cache_policy(findings: &mut Findings<'_>, spec: &CachePolicySpec) {
-    targets(
-        findings,
-        &spec.target_refs,
-        &[TargetKind::Service, TargetKind::HttpRoute, TargetKind::GrpcRoute],
-    );
-    if spec.target_refs.iter().any(|target| target.kind != TargetKind::Service) {
-        let cure = "target the Service, or keep answers at the caller's (`outbound`)";
-        match spec.place {
-            CachePlace::Outbound => {}
-            CachePlace::Inbound => {
-                findings.error("spec.where", "where a service is served no routes are known", cure);
-            }
-            CachePlace::Both => findings.warning(
-                "spec.where",
-                "where a service is served no routes are known: there this policy holds for none",
-                cure,
-            ),
-        }
-    }
-    if spec.key.query.include.is_some() && spec.key.query.exclude.is_some() {
-        findings.error("spec.key.query", "found `include` and `exclude` together", "keep one of the two");
-    }
-    let headers = spec.key.headers.iter().map(|name| Some(name.as_str()));
-    findings.unique("spec.key.headers", "", "header", headers, true);
-    let cookies = spec.key.cookies.iter().map(|name| Some(name.as_str()));
-    findings.unique("spec.key.cookies", "", "cookie", cookies, false);
-    not_longer(findings, ("spec.ttl.default", spec.ttl.default), ("spec.ttl.max", spec.ttl.max));
-    for (index, rule) in spec.ttl.overrides.iter().enumerate() {
-        let at = format!("spec.ttl.overrides[{index}]");
-        not_longer(findings, (&format!("{at}.ttl"), Some(rule.ttl)), ("spec.ttl.max", spec.ttl.max));
-        if rule.force == Some(true) && spec.key.identity != Some(true) {
-            findings.warning(
-                &format!("{at}.force"),
-                "answers that say `private` or `no-store` are kept and shown to every caller",
-                "keep it only for what is the same for everyone, or set `key.identity`",
-            );
-        }
-        let unreachable = spec.ttl.overrides[..index].iter().position(|earlier| {
-            (earlier.statuses.is_empty() || earlier.statuses == rule.statuses)
-                && (earlier.paths.is_empty() || earlier.paths == rule.paths)
-        });
-        if let Some(first) = unreachable {
-            findings.warning(
-                &at,
-                format!("it never holds, since spec.ttl.overrides[{first}] matches the same before it"),
-                "put the narrower one first",
-            );
-        }
-    }
-    if let (Some(object), Some(all)) = (spec.limits.max_object_bytes, spec.limits.max_bytes)
-        && object > all
-    {
-        findings.error(
-            "spec.limits.maxObjectBytes",
-            format!("found `{object}`, expected at most `maxBytes`, which is `{all}`"),
-            "lower this one or raise that one",
-        );
-    }
-    for (index, method) in spec.grpc.iter().enumerate() {
-        if spec.grpc[..index].iter().any(|m| (&m.service, &m.method) == (&method.service, &method.method)) {
-            findings.error(
-                &format!("spec.grpc[{index}]"),
-                format!("the method `{}/{}` is there twice", method.service, method.method),
-                "keep one of the two",
-            );
-        }
-        above_zero(findings, &format!("spec.grpc[{index}].ttl"), Some(method.ttl));
-    }
-    above_zero(findings, "spec.coalescing.maxWait", spec.coalescing.max_wait);
-    above_zero(
-        findings,
-        "spec.tiers.siblings.timeout",
-        spec.tiers.siblings.as_ref().and_then(|tier| tier.timeout),
-    );
-    above_zero(findings, "spec.tiers.redis.timeout", spec.tiers.redis.as_ref().and_then(|tier| tier.timeout));
 }
 
 pub(super) fn authorization_policy(findings: &mut Findings<'_>, spec: &AuthorizationPolicySpec) {

@@ -178,3 +178,118 @@ fn a_misspelt_condition_on_the_caller_is_told() {
     let expected = "warning spec.rules[0].matches[0].headers[0].name: `weft-source-worklaod` says nothing about the caller, and no request carries it";
     assert_eq!(rule("weft-source-worklaod"), [expected]);
 }
+
+fn cache(target: &str, parts: &str) -> Vec<String> {
+    let target = format!("targetRefs: [{{kind: {target}, name: a}}]\n{parts}");
+    found("CachePolicy", "weft.mesh/v1alpha1", &target)
+}
+
+#[rstest]
+#[case(
+    "key: {query: {include: [a], exclude: [b]}}",
+    "error spec.key.query: found `include` and `exclude` together"
+)]
+#[case(
+    "key: {query: {exclude: [a, b, a]}}",
+    "error spec.key.query.exclude[2]: the parameter `a` is there twice, first in spec.key.query.exclude[0]"
+)]
+#[case(
+    "key: {headers: [X-A, x-a]}",
+    "error spec.key.headers[1]: the header `x-a` is there twice, first in spec.key.headers[0]"
+)]
+#[case(
+    "key: {headers: [Traceparent]}",
+    "warning spec.key.headers[0]: `Traceparent` is another one with every request: nothing is found again"
+)]
+#[case(
+    "key: {headers: [cookie]}",
+    "warning spec.key.headers[0]: all cookies of a caller count, also those that change nothing"
+)]
+#[case("key: {headers: [host]}", "warning spec.key.headers[0]: the host counts in any case")]
+#[case(
+    "ttl: {default: 2m, max: 1m}",
+    "error spec.ttl.default: found `2m`, expected at most `max`, which is `1m`"
+)]
+#[case("ttl: {overrides: [{ttl: 0s}]}", "warning spec.ttl.overrides[0].ttl: no answer is ever kept")]
+#[case(
+    "ttl: {overrides: [{paths: [/a], ttl: 0s, force: true}]}",
+    "warning spec.ttl.overrides[0].force: nothing is kept for `0s`, so there is nothing to force"
+)]
+#[case(
+    "ttl: {overrides: [{ttl: 5s, force: true}]}",
+    "warning spec.ttl.overrides[0].force: answers that say `private` or `no-store` are kept and shown to every caller"
+)]
+#[case(
+    "ttl: {overrides: [{statuses: [404, 401], ttl: 5s}]}",
+    "warning spec.ttl.overrides[0].statuses[1]: an answer with 401 is about one exchange and is never kept"
+)]
+#[case(
+    "ttl: {overrides: [{statuses: [404, 410], ttl: 5s}, {statuses: [404], paths: [/a], ttl: 6s}]}",
+    "warning spec.ttl.overrides[1]: it never holds, since spec.ttl.overrides[0] matches the same before it"
+)]
+#[case(
+    "ttl: {overrides: [{paths: [/a/*], ttl: 5s}, {paths: [/a/b/*, /a], ttl: 6s}]}",
+    "warning spec.ttl.overrides[1]: it never holds, since spec.ttl.overrides[0] matches the same before it"
+)]
+#[case(
+    "limits: {maxBytes: 1MiB, maxObjectBytes: 2MiB}",
+    "error spec.limits.maxObjectBytes: found `2MiB`, expected at most `maxBytes`, which is `1MiB`"
+)]
+#[case(
+    "grpc: [{service: a.B, method: C, ttl: 0s}]",
+    "error spec.grpc[0].ttl: found `0s`, expected a time above zero"
+)]
+#[case(
+    "grpc: [{service: a.B, method: C, ttl: 1s}, {service: a.B, method: C, ttl: 1s}]",
+    "error spec.grpc[1]: the method `a.B/C` is there twice"
+)]
+#[case(
+    "tags: {header: ETag}",
+    "warning spec.tags.header: callers need `ETag`, and it is taken away before they see it"
+)]
+#[case(
+    "coalescing: {enabled: false, maxWait: 1s}",
+    "warning spec.coalescing.maxWait: nobody waits: coalescing is turned off"
+)]
+#[case(
+    "coalescing: {maxWait: 1s}\ntiers: {siblings: {timeout: 1s}}",
+    "warning spec.tiers.siblings.timeout: whoever waits for this look-up goes to the origin first: `coalescing.maxWait` is `1s`"
+)]
+#[case(
+    "limits: {maxBytes: 2MiB}\ntiers: {disk: {maxBytes: 1MiB}}",
+    "warning spec.tiers.disk.maxBytes: no more fits on disk than in memory, where `limits.maxBytes` is `2MiB`"
+)]
+fn a_cache_policy_that_contradicts_itself_or_does_nothing_is_told(
+    #[case] parts: &str,
+    #[case] expected: &str,
+) {
+    assert_eq!(cache("Service", parts), [expected]);
+}
+
+#[rstest]
+#[case("where: inbound", "error spec.where: where a service is served no routes are known")]
+#[case(
+    "",
+    "warning spec.targetRefs: of gRPC calls only answers of methods that are listed are kept, and none is"
+)]
+#[case(
+    "grpc: [{service: a.B, method: C, ttl: 1s}]\npost: true",
+    "warning spec.post: it is not for gRPC calls"
+)]
+fn a_cache_policy_on_grpc_routes_lists_methods(#[case] parts: &str, #[case] expected: &str) {
+    assert!(cache("GRPCRoute", parts).contains(&expected.to_owned()), "{:?}", cache("GRPCRoute", parts));
+}
+
+#[rstest]
+#[case("enabled: false\nstale: {ifError: 1h}")]
+#[case("tags: {header: etag, strip: false}")]
+#[case("key: {headers: [authorization, accept], query: {include: []}}")]
+#[case("ttl: {overrides: [{statuses: [404], ttl: 5s}, {paths: [/a], ttl: 6s}, {ttl: 7s}]}")]
+#[case(
+    "ttl: {overrides: [{paths: [/a/b], ttl: 5s}, {paths: [/a/*, /a/b], ttl: 6s}, {paths: [/ab], ttl: 0s}]}"
+)]
+#[case("ttl: {overrides: [{statuses: [200], ttl: 0s}, {ttl: 1s}]}")]
+#[case("tiers: {siblings: {timeout: 1s}, redis: {address: 'a:1', timeout: 2s}, disk: {maxBytes: 1GiB}}")]
+fn what_a_cache_policy_can_mean_is_not_found_fault_with(#[case] parts: &str) {
+    assert_eq!(cache("Service", parts), Vec::<String>::new());
+}

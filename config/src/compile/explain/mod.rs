@@ -3,11 +3,13 @@
 //! The values are those that a sidecar decides by; where they come from is looked up beside them, so that what a
 //! request path reads carries no provenance.
 
+mod cache;
 #[cfg(test)]
 mod tests;
 mod words;
 
 use super::attached::{Index, Policies, Said};
+use super::cache::Side;
 use super::caller::Caller;
 use super::findings::{Findings, wire_documents};
 use super::{admission, calls, is_attached, routes, service, traffic};
@@ -17,6 +19,7 @@ use crate::identity::ServiceName;
 use crate::policy::Policy;
 use crate::snapshot::{Action, Backend, Backends, Calls, Limits, Port};
 use crate::wire;
+use http::{HeaderMap, Method};
 use std::sync::Arc;
 use words::{calls as say, endpoints as tell};
 
@@ -29,6 +32,17 @@ pub struct Explanation {
     pub backends: Vec<AtBackend>,
     /// On the answer's way back.
     pub answer: Vec<Decision>,
+}
+
+/// The request itself, for what is decided by it alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// Its path, in normal form.
+    pub path: &'a str,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
 }
 
 /// What is decided about one backend.
@@ -81,13 +95,14 @@ impl SaidBy {
 }
 
 /// What is decided about the requests of `caller` to a port that `rule` takes; without a rule, about those to a port
-/// without routes. `None` if there is no such port or rule.
+/// without routes. `None` if there is no such port or rule. With `asked` also what becomes of that very request.
 pub fn explain(
     policy: &Policy,
     caller: &Caller,
     called: &ServiceName,
     port: u16,
     rule: Option<&str>,
+    asked: Option<&Asked<'_>>,
 ) -> Option<Explanation> {
     let mut documents: Vec<Located> =
         policy.documents().filter(|found| is_attached(found.document.kind())).cloned().collect();
@@ -115,8 +130,12 @@ pub fn explain(
         .map_or_else(Policies::default, |own| index.on_rule(&own.found.document, own.section));
     let on_port = index.on_port(called, port);
     let parts = calls::Parts::of(&on_route.then(&on_port));
+    let mut caches =
+        on_rule.as_ref().map_or_else(Vec::new, |own| index.caches_on_rule(&own.found.document, own.section));
+    caches.extend(index.caches_on_port(called, port));
+    let cache = cache::at(&caches, Side::Outbound, asked);
     let mut explanation = Explanation {
-        calls: say(&calls, &backends, &parts, &on_route, on_rule.as_ref(), &mesh),
+        calls: say(&calls, &backends, &parts, &on_route, on_rule.as_ref(), &mesh, cache),
         answer: vec![words::deprecation(&calls, &parts)],
         backends: Vec::new(),
     };
@@ -124,9 +143,11 @@ pub fn explain(
         let on_backend = index.on_port(&service, port);
         let policies = if is_shard { on_backend.clone() } else { on_route.then(&on_backend) };
         let compiled = traffic::compile(&policies, &service, &mut Findings::default());
+        let cache = cache::at(&index.caches_on_port(&service, port), Side::Inbound, asked);
+        let admission = admission::on(&on_backend, &mut Findings::default());
         explanation.backends.push(AtBackend {
             endpoints: tell(&compiled, &traffic::Parts::of(&policies), &mesh),
-            served: words::served(&admission::on(&on_backend, &mut Findings::default()), &on_backend),
+            served: words::served(&admission, &on_backend, cache),
             service,
             port,
         });

@@ -13,7 +13,7 @@ use crate::snapshot::{
 };
 use std::time::Duration;
 
-fn decision(part: &'static str, value: impl Into<String>, sources: Vec<SaidBy>) -> Decision {
+pub(super) fn decision(part: &'static str, value: impl Into<String>, sources: Vec<SaidBy>) -> Decision {
     Decision { part, value: value.into(), sources }
 }
 
@@ -21,7 +21,7 @@ fn percent(share: f64) -> String {
     format!("{} %", (share * 1_000_000.0).round() / 10_000.0)
 }
 
-fn joined<T>(all: impl IntoIterator<Item = T>, text: impl Fn(T) -> String) -> String {
+pub(super) fn joined<T>(all: impl IntoIterator<Item = T>, text: impl Fn(T) -> String) -> String {
     all.into_iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
@@ -37,6 +37,7 @@ pub(super) fn calls(
     on_route: &Policies<'_>,
     rule: Option<&RuleOf<'_>>,
     mesh: &Mesh,
+    cache: Vec<Decision>,
 ) -> Vec<Decision> {
     let of_rule = |field: &str| rule.map(|rule| rule.says(field)).unwrap_or_default();
     let mut all = Vec::new();
@@ -55,6 +56,7 @@ pub(super) fn calls(
         SaidBy::of(&limits, "spec.rateLimits"),
     ));
     destination(calls, backends, parts, rule, &mut all);
+    all.extend(cache);
     all.push(decision(
         "mirrors",
         or_none(joined(&*calls.mirrors, mirror)),
@@ -517,11 +519,12 @@ fn health_check(check: &HealthCheck) -> String {
 }
 
 /// What is decided where a backend is served.
-pub(super) fn served(admission: &Admission, policies: &Policies<'_>) -> Vec<Decision> {
+pub(super) fn served(admission: &Admission, policies: &Policies<'_>, cache: Vec<Decision>) -> Vec<Decision> {
     let limits = policies.part(|spec| given(&spec.rate_limits));
     let written = limits.as_ref().map_or(&[][..], |said| said.what);
     let sources = SaidBy::of(&limits, "spec.rateLimits");
     let mut all = vec![decision("rate limits", or_none(joined(written, rate_limit)), sources)];
+    all.extend(cache);
     let bounds = policies.part(|spec| spec.concurrency.as_ref());
     let value = admission.concurrency.as_ref().map_or_else(
         || "no limit".to_owned(),
