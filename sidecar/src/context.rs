@@ -125,6 +125,11 @@ impl Call {
         self.started
     }
 
+    /// The call is made for nobody: it is not counted as one.
+    pub(crate) fn nobodys(&mut self) {
+        self.recorded = true;
+    }
+
     /// The call failed for good after, or for want of, another attempt: whoever waits for it need not try again either.
     pub(crate) fn gave_up(&self) {
         if let Some(chain) = &self.chain {

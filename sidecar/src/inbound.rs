@@ -2,6 +2,7 @@
 
 use crate::{
     body::Body,
+    cache::{Answered, Apart, Asking, Change, Looked, Origin, Refresh},
     context::Call,
     error::{Error, Kind},
     exchange::{Back, Handler},
@@ -12,7 +13,7 @@ use crate::{
     traffic::{
         chain::Joined,
         concurrency,
-        deadline::{self, Deadline},
+        deadline::{self, Deadline, Told},
         rate_limit::Passed,
     },
     upstream::Endpoint,
@@ -27,6 +28,7 @@ use weft_config::{
 };
 
 /// Requests that came in over one connection of one peer for one served port.
+#[derive(Clone)]
 pub(crate) struct Inbound {
     worker: Rc<Worker>,
     peer: Option<SpiffeId>,
@@ -37,7 +39,9 @@ pub(crate) struct Inbound {
     /// Where it is counted what requests waited for.
     path: Path,
     /// The peer's address, as keys of policy may ask.
-    source: Box<str>,
+    source: Rc<str>,
+    /// Tells answers that are kept of this port from those of others.
+    scope: Rc<str>,
 }
 
 impl Inbound {
@@ -53,7 +57,8 @@ impl Inbound {
         let app = worker.app(&served);
         let service = worker.metrics().service(&served.service.to_string());
         let path = worker.shard.path(&served.service.to_string());
-        Self { path, source: source.to_string().into(), worker, peer, served, app, series, service }
+        let scope = format!("in:{}:{}", served.service, served.port).into();
+        Self { path, source: source.to_string().into(), scope, worker, peer, served, app, series, service }
     }
 
     /// One inbound request, top to bottom.
@@ -82,6 +87,62 @@ impl Inbound {
         ));
         let admission = live.admission(&self.worker, &self.served);
         let passed = self.limit(&admission, head)?;
+        let cache = if tunnel { None } else { admission.cache.as_ref() };
+        let change = match cache {
+            Some(cache) if !cache.is_question(head, &body) => Change::of(head),
+            _ => None,
+        };
+        let mut application =
+            Application { inbound: self, live, admission: &admission, call, told, back, tunnel };
+        let mut response = match cache {
+            None => application.fetch(head, body).await?,
+            Some(cache) => {
+                let identity = self.peer.as_ref().filter(|_| cache.wants_identity()).map(ToString::to_string);
+                let apart = Apart { scope: &self.scope, identity: identity.as_deref() };
+                match cache.look_up(head, &body, apart) {
+                    Looked::Answer(response, how) => {
+                        application.call.note(|log| log.cache = how.result());
+                        response
+                    }
+                    Looked::Stale(response, refresh) => {
+                        application.call.note(|log| log.cache = Answered::Stale.result());
+                        application.refresh(refresh);
+                        response
+                    }
+                    Looked::Go(plan) => {
+                        let asking = Asking { request: head, apart, until: told.deadline.instant() };
+                        let (response, how) =
+                            Box::pin(cache.go(plan, &asking, body, &mut application)).await?;
+                        application.call.note(|log| log.cache = how.result());
+                        response
+                    }
+                }
+            }
+        };
+        if let (Some(change), Some(cache)) = (change, &admission.cache) {
+            change.answered(std::slice::from_ref(cache), response.status(), response.headers());
+        }
+        passed.write(response.headers_mut());
+        mark_if_retried(call, &mut response);
+        Ok(response)
+    }
+}
+
+/// The way to our application, and all that is known of a request on it.
+struct Application<'a> {
+    inbound: &'a Inbound,
+    live: &'a Rc<Live>,
+    admission: &'a Rc<LiveAdmission>,
+    call: &'a mut Call,
+    told: Told,
+    back: &'a dyn Back,
+    tunnel: bool,
+}
+
+impl Origin for Application<'_> {
+    async fn fetch(&mut self, head: &mut Parts, body: Body) -> Result<Response<Body>, Error> {
+        let Self { inbound, live, admission, told, back, tunnel, .. } = *self;
+        let call = &mut *self.call;
         call.permit = match &admission.concurrency {
             Some((policy, limiter)) => {
                 let priority = concurrency::priority(policy, &head.method, head.uri.path(), &head.headers);
@@ -94,43 +155,76 @@ impl Inbound {
             told.pass_on(&mut head.headers, told.deadline, Instant::now());
         }
         let limits = &live.snapshot.mesh.limits;
-        call.flight = Some(self.app.begin());
+        call.flight = Some(inbound.app.begin());
         call.attempts = 1;
         let attempt = crate::upstream::Attempt {
-            connector: &self.worker.connector,
+            connector: &inbound.worker.connector,
             limits,
             bounds: &Bounds::default(),
-            queue: self.service.queue(Direction::Inbound),
-            declared: self.served.protocol,
+            queue: inbound.service.queue(Direction::Inbound),
+            declared: inbound.served.protocol,
             caller_is_http2: head.version == Version::HTTP_2,
             tunnel,
             back,
             connecting: Default::default(),
         };
-        let wire = self.app.wire(&attempt);
-        call.note(|log| (log.endpoint, log.wire) = (Some(self.app.place.address), wire.as_str()));
+        let wire = inbound.app.wire(&attempt);
+        call.note(|log| (log.endpoint, log.wire) = (Some(inbound.app.place.address), wire.as_str()));
         let begun = Instant::now();
         // How long a request may take is its caller's to say; the rest only bounds the wait.
         let until = told.deadline.earliest(Deadline::after(begun, limits.idle_timeout));
-        let exchange = self.app.exchange(wire, head, body, &attempt);
+        let exchange = inbound.app.exchange(wire, head, body, &attempt);
         let outcome = match until.instant() {
             Some(until) => timeout_at(until.into(), exchange).await,
             None => Ok(exchange.await),
         };
         call.upstream_time = begun.elapsed();
-        let mut response = match outcome {
+        let response = match outcome {
             Ok(Ok(response)) => finish(response, tunnel),
             Ok(Err(failed)) => return Err(failed.error),
-            Err(_) => return Err(self.timed_out(begun)),
+            Err(_) => return Err(inbound.timed_out(begun)),
         };
         if let Some(permit) = &mut call.permit {
             permit.answered(!response.status().is_server_error());
         }
-        passed.write(response.headers_mut());
-        mark_if_retried(call, &mut response);
         Ok(response)
     }
+}
 
+/// Nobody waits for interim answers to what is fetched in the background.
+struct Nobody;
+
+impl Back for Nobody {
+    fn interim(&self, _: Response<()>) {}
+}
+
+impl Application<'_> {
+    /// Has what was given stale fetched anew in the background, for nobody.
+    fn refresh(&self, refresh: Box<Refresh>) {
+        let (inbound, live, admission) = (self.inbound.clone(), self.live.clone(), self.admission.clone());
+        tokio::task::spawn_local(async move {
+            let mut head = refresh.request().clone();
+            let mesh = &live.snapshot.mesh;
+            let mut call = Call::begin(&inbound.worker, mesh, Direction::Inbound, &mut head);
+            call.nobodys();
+            // A caller with all of the mesh's default patience.
+            let deadline = Deadline::after(call.started(), mesh.limits.request_timeout);
+            let told = Told::only(deadline);
+            let mut application = Application {
+                inbound: &inbound,
+                live: &live,
+                admission: &admission,
+                call: &mut call,
+                told,
+                back: &Nobody,
+                tunnel: false,
+            };
+            refresh.run(&mut application).await;
+        });
+    }
+}
+
+impl Inbound {
     fn timed_out(&self, begun: Instant) -> Error {
         let Served { service, port, .. } = &self.served;
         let waited = begun.elapsed().as_secs_f64();
@@ -219,6 +313,6 @@ fn mark_if_retried(call: &Call, response: &mut Response<Body>) {
 /// The application's response as it goes back; it cannot speak in the sidecar's name.
 fn finish(mut response: Response<Body>, tunnel: bool) -> Response<Body> {
     http1::strip_hop_by_hop(response.headers_mut(), tunnel);
-    message::strip_own(response.headers_mut());
+    message::strip_own_of_answer(response.headers_mut());
     response
 }

@@ -2,18 +2,21 @@
 //! its host once and nothing else.
 
 use crate::{
+    cache::Cache,
     message::split_authority,
     policy,
-    telemetry::metrics::{Direction, MirrorSeries, PathUpstream, Series, SeriesKey},
+    telemetry::metrics::{CacheSeriesKey, Direction, MirrorSeries, PathUpstream, Series, SeriesKey},
     traffic::{concurrency::Limiter, rate_limit, split::Split},
     upstream::{Cluster, ClusterKey},
     worker::Worker,
 };
+use sha2::{Digest, Sha256};
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 use weft_config::{
     identity::ServiceName,
     snapshot::{
-        Action, Backend, Backends, Calls, Concurrency, Mirror, Port, Rule, Served, Service, Snapshot, Traffic,
+        Action, Backend, Backends, Calls, Concurrency, Filters, Mirror, Port, Rule, Served, Service,
+        Snapshot, Traffic,
     },
 };
 
@@ -41,6 +44,8 @@ pub(crate) struct LivePort {
     pub(crate) calls: LiveCalls,
     /// In the order of the port's rules.
     pub(crate) rules: Vec<LiveRule>,
+    /// Every cache that answers for this port: what is changed through any rule is invalid in all of them.
+    pub(crate) caches: Vec<Rc<Cache>>,
     /// For requests that no rule takes.
     pub(crate) unrouted: Arc<Series>,
     /// Says that the service is in use, so that it stays subscribed to.
@@ -67,6 +72,8 @@ pub(crate) struct LiveCalls {
     pub(crate) mirrors: LiveMirrors,
     /// Limits that are counted here, at the caller.
     pub(crate) rate_limits: rate_limit::Limits,
+    /// Where answers are kept.
+    pub(crate) cache: Option<Rc<Cache>>,
 }
 
 /// What is decided before our application gets a call, ready for calls.
@@ -74,6 +81,8 @@ pub(crate) struct LiveCalls {
 pub(crate) struct LiveAdmission {
     pub(crate) rate_limits: rate_limit::Limits,
     pub(crate) concurrency: Option<(Arc<Concurrency>, Arc<Limiter>)>,
+    /// Where answers are kept.
+    pub(crate) cache: Option<Rc<Cache>>,
 }
 
 /// Where copies go and are counted, in the order of the mirrors.
@@ -91,6 +100,8 @@ pub(crate) struct LiveBackend {
     pub(crate) path: Arc<PathUpstream>,
     /// Where copies go when it is taken, besides those of the rule.
     pub(crate) mirrors: Rc<LiveMirrors>,
+    /// Tells its kept answers from those of other backends, and of others with other filters on the way.
+    pub(crate) scope: Rc<str>,
     mtls: Arc<Series>,
     plain: Arc<Series>,
 }
@@ -189,6 +200,15 @@ impl Live {
                 let limiter = worker.shared.concurrency.resolve(&served.service, served.port, concurrency);
                 (concurrency.clone(), limiter)
             }),
+            cache: policy.cache.as_ref().map(|rules| {
+                let key = CacheSeriesKey {
+                    direction: Direction::Inbound,
+                    service: served.service.to_string().into(),
+                    route: "".into(),
+                };
+                let series = worker.metrics().cache(key);
+                Cache::new(&worker.shared.caches, rules, "weft-inbound", series, worker.shard.clone())
+            }),
         }));
         known.push((served.clone(), admission.clone()));
         admission
@@ -210,6 +230,7 @@ impl Live {
             let to = key.service.to_string();
             LiveBackend {
                 path: worker.metrics().path_upstream(&label, route),
+                scope: scope(&key, &[&Filters::NONE, &Filters::NONE]),
                 cluster: worker.cluster(&self.snapshot, key, own),
                 mirrors: Rc::default(),
                 mtls: series(route, &to, true),
@@ -229,6 +250,12 @@ impl Live {
             shards: calls.sharding.iter().flat_map(|s| &*s.shards).map(|to| shared(route, to)).collect(),
             mirrors: mirrors(route, &calls.mirrors),
             rate_limits: worker.shared.rate_limits.resolve(&calls.rate_limits),
+            cache: calls.cache.as_ref().map(|rules| {
+                let (service, route) = (label.clone(), route.clone());
+                let series =
+                    worker.metrics().cache(CacheSeriesKey { direction: Direction::Outbound, service, route });
+                Cache::new(&worker.shared.caches, rules, "weft", series, worker.shard.clone())
+            }),
         };
         let rule = |rule: &Rule| {
             let none = Backends::default();
@@ -240,6 +267,7 @@ impl Live {
                 backends: rule_clusters(rule)
                     .map(|(to, key, own)| LiveBackend {
                         mirrors: Rc::new(mirrors(&rule.name, &to.mirrors)),
+                        scope: scope(&key, &[&rule.filters, &to.filters]),
                         ..backend(&rule.name, key, own)
                     })
                     .collect(),
@@ -249,16 +277,47 @@ impl Live {
         };
         let none: Arc<str> = "".into();
         let own = ClusterKey { service: service.name.clone(), port: port.port, rule: None };
+        let calls_of_port = calls(&none, &port.calls, Split::of_port(&service.name, port.port, &port.calls));
+        let rules: Vec<_> = port.rules.iter().map(rule).collect();
+        let mut caches: Vec<Rc<Cache>> = Vec::new();
+        for cache in rules.iter().map(|rule| &rule.calls).chain([&calls_of_port]).flat_map(|c| &c.cache) {
+            if !caches.iter().any(|known| known.keeps_as(cache)) {
+                caches.push(cache.clone());
+            }
+        }
         LivePort {
             own: backend(&none, own, None),
-            calls: calls(&none, &port.calls, Split::of_port(&service.name, port.port, &port.calls)),
-            rules: port.rules.iter().map(rule).collect(),
+            calls: calls_of_port,
+            rules,
+            caches,
             unrouted: series(&none, "", false),
             service: service.clone(),
             index,
             used: worker.shared.policy.get().and_then(|p| p.usage(&service.name)),
         }
     }
+}
+
+/// What tells answers that are kept of one backend from others: where requests go, and what is done to them and to
+/// their answers on the way. Readable where nothing is done, since it stands in the keys that people are shown. What
+/// the rule does to answers is done anew each time, to what is kept as well.
+fn scope(to: &ClusterKey, filters: &[&Filters; 2]) -> Rc<str> {
+    let mut scope = format!("{}:{}", to.service, to.port);
+    if let Some(rule) = &to.rule {
+        scope = format!("{scope} {rule}");
+    }
+    let [of_rule, of_backend] = filters;
+    let on_the_way = (&of_rule.request, &of_rule.host, &of_rule.path, of_backend);
+    if !of_rule.request.is_empty()
+        || of_rule.host.is_some()
+        || of_rule.path.is_some()
+        || !of_backend.is_empty()
+    {
+        let digest = Sha256::digest(format!("{on_the_way:?}"));
+        scope.push('~');
+        scope.extend(digest[..12].iter().map(|byte| format!("{byte:02x}")));
+    }
+    scope.into()
 }
 
 /// Each backend of a rule with its cluster, and the cluster's settings where the rule has settings of its own.

@@ -18,6 +18,8 @@ pub(crate) const WEFT_ERROR: HeaderName = HeaderName::from_static("weft-error");
 pub(crate) const WEFT_ATTEMPT: HeaderName = HeaderName::from_static("weft-attempt");
 /// On an answer that was tried again already, so that nobody nearer to the caller does so too.
 pub(crate) const WEFT_RETRIED: HeaderName = HeaderName::from_static("weft-retried");
+/// What an application says to the caches of sidecars only (RFC 9213).
+pub(crate) const WEFT_CACHE_CONTROL: HeaderName = HeaderName::from_static("weft-cache-control");
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Brings a request into the form in which it is judged, routed and sent on. `trusted` if it comes from a sidecar, which
@@ -104,6 +106,16 @@ pub(crate) fn apply(filters: &Filters, matched: usize, request: &mut Parts) -> R
     Ok(())
 }
 
+/// Removes from an application's answer the fields that only sidecars may set. What it says to the caches of sidecars is
+/// its own to say.
+pub(crate) fn strip_own_of_answer(headers: &mut HeaderMap) {
+    let said: SmallVec<[HeaderValue; 1]> = headers.get_all(&WEFT_CACHE_CONTROL).iter().cloned().collect();
+    strip_own(headers);
+    for value in said {
+        headers.append(WEFT_CACHE_CONTROL, value);
+    }
+}
+
 /// Removes fields that only sidecars may set.
 pub(crate) fn strip_own(headers: &mut HeaderMap) {
     let own: SmallVec<[HeaderName; 2]> =
@@ -159,6 +171,18 @@ mod tests {
         headers.insert("weftless", HeaderValue::from_static("x"));
         strip_own(&mut headers);
         assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn an_application_may_speak_to_caches_but_not_in_our_name() {
+        let mut headers = HeaderMap::new();
+        headers.insert("weft-error", HeaderValue::from_static("x"));
+        headers.insert("weft-cache-control", HeaderValue::from_static("max-age=5"));
+        strip_own_of_answer(&mut headers);
+        assert_eq!(
+            (headers.len(), &headers["weft-cache-control"]),
+            (1, &HeaderValue::from_static("max-age=5"))
+        );
     }
 
     #[test]

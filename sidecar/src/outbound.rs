@@ -6,11 +6,13 @@ mod dressing;
 mod mirroring;
 mod payload;
 mod tunnel;
+mod upstream;
 
 pub(crate) use tunnel::Tunnel;
 
 use crate::{
     body::Body,
+    cache::{self, Apart, Asking, Change, Looked, Origin as _},
     context::Call,
     error::{Error, Kind},
     exchange::{Back, Handler},
@@ -33,6 +35,7 @@ use destination::Destination;
 use dressing::Dressing;
 use http::{Request, Response, request::Parts};
 use std::{rc::Rc, time::Instant};
+use upstream::Upstream;
 use weft_config::{
     identity::ServiceName,
     matching::RequestView,
@@ -131,49 +134,89 @@ impl Outbound {
         }
         let dressing = Dressing::of(calls, head);
         let chosen = self.choose(&port, &routed, dressing.session.as_ref(), head)?;
-        message::apply(routed.filters(), routed.matched, head)?;
-        message::apply(chosen.filters(), routed.matched, head)?;
-        let body = self.mirror(live, &routed, &chosen, head, body);
         let time = Time::of(call, told, &calls.timeouts, limits);
-        let attempts = Attempts {
-            worker: &self.worker,
-            limits,
-            calls,
-            cluster: &chosen.to.cluster,
-            traffic: chosen.to.cluster.traffic(),
-            backend: Some(chosen.to),
-            tunnel,
-            back,
-            time,
-            key: chosen.key,
-            preferred: dressing.session.as_ref().map(|pinned| pinned.endpoint),
+        let token = chosen.token;
+        let cache = if tunnel { None } else { routed.live.cache.as_ref() };
+        let change = if port.caches.is_empty() || cache.is_some_and(|cache| cache.is_question(head, &body)) {
+            None
+        } else {
+            Change::of(head)
         };
-        call.span = call.chain.as_ref().map(|chain| chain.call(&chosen.to.path, Instant::now()));
-        let mut response = attempts.run(call, head, body).await?;
+        let mut upstream =
+            Upstream { outbound: self, live, port: &port, routed, chosen, call, back, time, tunnel };
+        let mut response = match cache {
+            None => upstream.fetch(head, body).await?,
+            Some(cache) => {
+                let apart = Apart {
+                    scope: &upstream.chosen.to.scope,
+                    identity: cache.wants_identity().then_some(self.worker.identity()),
+                };
+                match cache.look_up(head, &body, apart) {
+                    Looked::Answer(response, how) => {
+                        upstream.call.note(|log| log.cache = how.result());
+                        response
+                    }
+                    Looked::Stale(response, refresh) => {
+                        upstream.call.note(|log| log.cache = cache::Answered::Stale.result());
+                        upstream.refresh(refresh);
+                        response
+                    }
+                    Looked::Go(plan) => {
+                        let until = time.deadline.instant();
+                        let asking = Asking { request: head, apart, until };
+                        let (response, how) = Box::pin(cache.go(plan, &asking, body, &mut upstream)).await?;
+                        upstream.call.note(|log| log.cache = how.result());
+                        response
+                    }
+                }
+            }
+        };
+        if let Some(change) = change {
+            change.answered(&port.caches, response.status(), response.headers());
+        }
         let headers = response.headers_mut();
-        chosen.filters().response.apply(headers);
         routed.filters().response.apply(headers);
         passed.write(headers);
-        dressing.apply(calls, chosen.token, call.served_by, headers);
-        Ok(response)
+        dressing.apply(calls, token, call.served_by, headers);
+        Ok(time.bound(response))
     }
 }
 
 /// A request with the rule that takes it.
+#[derive(Clone, Copy)]
 struct Routed<'a> {
     /// `None` if the port has no routes.
     rule: Option<(&'a Rule, &'a LiveRule)>,
     calls: &'a Calls,
     live: &'a LiveCalls,
+    /// Which of the port's rules it is.
+    index: Option<usize>,
     /// How much of the path the rule took.
     matched: usize,
 }
 
 impl<'a> Routed<'a> {
+    /// By a port without routes.
+    fn unrouted(port: &'a LivePort) -> Self {
+        Self { rule: None, calls: &port.port().calls, live: &port.calls, index: None, matched: 0 }
+    }
+
+    /// By the rule of this index.
+    fn by_rule(port: &'a LivePort, index: usize, matched: usize) -> Self {
+        let (rule, resolved) = (port.rule(index), &port.rules[index]);
+        Self {
+            rule: Some((rule, resolved)),
+            calls: &rule.calls,
+            live: &resolved.calls,
+            index: Some(index),
+            matched,
+        }
+    }
+
     fn find(port: &'a LivePort, request: &Parts) -> Result<Self, Error> {
         let routes = &port.port().routes;
         if routes.is_empty() {
-            return Ok(Self { rule: None, calls: &port.port().calls, live: &port.calls, matched: 0 });
+            return Ok(Self::unrouted(port));
         }
         let view = RequestView {
             method: &request.method,
@@ -188,29 +231,41 @@ impl<'a> Routed<'a> {
                 format!("no route of {name}:{port} takes this request; try `weft routes`"),
             )
         })?;
-        let (rule, resolved) = (port.rule(found.rule), &port.rules[found.rule]);
-        Ok(Self {
-            rule: Some((rule, resolved)),
-            calls: &rule.calls,
-            live: &resolved.calls,
-            matched: found.matched_len,
-        })
+        Ok(Self::by_rule(port, found.rule, found.matched_len))
     }
 
     fn filters(&self) -> &'a Filters {
         self.rule.map_or(&NO_FILTERS, |(rule, _)| &rule.filters)
     }
+
+    /// The backend that a choice means.
+    fn backend(&self, port: &'a LivePort, choice: Choice) -> (Option<&'a LiveBackend>, Option<&'a Backend>) {
+        match (choice, self.rule) {
+            (Choice::Shard(index), _) => {
+                let shards = self.calls.sharding.as_ref().map_or(&[][..], |sharding| &sharding.shards);
+                (self.live.shards.get(index), shards.get(index))
+            }
+            (Choice::Own(index), Some((Rule { action: Action::Forward(backends), .. }, resolved))) => {
+                (resolved.backends.get(index), backends.list.get(index))
+            }
+            (Choice::Own(_), _) => (Some(&port.own), None),
+        }
+    }
 }
 
 /// The backend that takes a request.
+#[derive(Clone, Copy)]
 struct Chosen<'a> {
     to: &'a LiveBackend,
     /// `None` for the service itself.
     backend: Option<&'a Backend>,
+    choice: Choice,
     /// Names it in session tokens.
     token: u64,
     /// For balancers that hash.
     key: Option<u64>,
+    /// The endpoint that the request's session is on.
+    preferred: Option<u64>,
 }
 
 impl<'a> Chosen<'a> {
@@ -231,19 +286,11 @@ impl Outbound {
         head: &Parts,
     ) -> Result<Chosen<'a>, Error> {
         let from = self.worker.key_source(&head.headers, head.uri.query());
+        let preferred = session.map(|pinned| pinned.endpoint);
         let session = session.map(|pinned| pinned.backend);
         let choice =
             routed.live.split.choose(routed.calls, &from, session, |below| fastrand::u32(..below))?;
-        let (to, backend) = match (choice, routed.rule) {
-            (Choice::Shard(index), _) => {
-                let shards = routed.calls.sharding.as_ref().map_or(&[][..], |sharding| &sharding.shards);
-                (routed.live.shards.get(index), shards.get(index))
-            }
-            (Choice::Own(index), Some((Rule { action: Action::Forward(backends), .. }, resolved))) => {
-                (resolved.backends.get(index), backends.list.get(index))
-            }
-            (Choice::Own(_), _) => (Some(&port.own), None),
-        };
+        let (to, backend) = routed.backend(port, choice);
         let of = || routed.rule.map_or_else(|| port.name().to_string(), |(rule, _)| rule.name.to_string());
         let to =
             to.ok_or_else(|| Error::new(Kind::InvalidBackend, format!("{} has no such backend", of())))?;
@@ -251,7 +298,7 @@ impl Outbound {
             return Err(Error::new(Kind::InvalidBackend, format!("{}: {reason}", of())));
         }
         let key = if to.cluster.wants_key() { to.cluster.key_hash(&from) } else { None };
-        Ok(Chosen { to, backend, token: routed.live.split.token(choice), key })
+        Ok(Chosen { to, backend, choice, key, preferred, token: routed.live.split.token(choice) })
     }
 
     /// Limits that are counted at the caller.
@@ -299,6 +346,6 @@ impl Outbound {
             key: None,
             preferred: None,
         };
-        to.run(call, head, body).await
+        Ok(time.bound(to.run(call, head, body).await?))
     }
 }

@@ -382,6 +382,11 @@ impl Worker {
         KeySource { headers, query, source: &self.shared.settings.workload, identity: Some(&self.identity) }
     }
 
+    /// Who our application is to those whom it calls.
+    pub(crate) fn identity(&self) -> &str {
+        &self.identity
+    }
+
     pub(crate) fn namespace(&self) -> &str {
         &self.shared.settings.namespace
     }

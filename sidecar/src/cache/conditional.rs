@@ -27,11 +27,6 @@ impl<'a> Validators<'a> {
         }
     }
 
-    /// True if there is something to ask by.
-    pub(crate) fn any(&self) -> bool {
-        self.etag.is_some() || self.modified().is_some()
-    }
-
     fn modified(&self) -> Option<u64> {
         date::parse(self.last_modified?, self.received)
     }

@@ -376,6 +376,12 @@ impl Filler {
         self.let_go(Alone::Uncacheable, Some(UNCACHEABLE_SECONDS));
     }
 
+    /// The response is for its own request only, and says nothing about what others get: all who wait go to the origin
+    /// by themselves.
+    pub(crate) fn personal(mut self) {
+        self.let_go(Alone::Uncacheable, None);
+    }
+
     /// There is no response: all who wait go to the origin by themselves.
     pub(crate) fn failed(mut self) {
         self.let_go(Alone::Failed, Some(FAILED_SECONDS));

@@ -118,6 +118,10 @@ impl Flags {
             self.0 |= flag.0;
         }
     }
+
+    pub(crate) const fn clear(&mut self, flag: Self) {
+        self.0 &= !flag.0;
+    }
 }
 
 /// Why a stored response is not given as it is.
@@ -289,7 +293,7 @@ impl Terms {
 }
 
 /// Whole seconds; a part of one is none, but for the very first: what is to be kept is kept at all.
-fn whole(time: Duration) -> u32 {
+pub(super) fn whole(time: Duration) -> u32 {
     let seconds = if time.is_zero() { 0 } else { time.as_secs().max(1) };
     u32::try_from(seconds).unwrap_or(FOREVER).min(FOREVER)
 }

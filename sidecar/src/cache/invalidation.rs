@@ -1,12 +1,57 @@
 //! What a successful change makes invalid (RFC 9111 section 4.4).
 
-use super::key;
-use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
+use super::{Cache, SCHEME, key, seconds_now};
+use crate::message::authority;
+use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header, request::Parts};
 use smallvec::SmallVec;
+use std::rc::Rc;
 use weft_config::matching::normalize_path;
 
 /// No resource has a longer address.
 const TARGET_MAX: usize = 8 * 1024;
+
+/// A request that may change something.
+pub(crate) struct Change {
+    method: Method,
+    authority: String,
+    path: String,
+    query: Option<String>,
+}
+
+impl Change {
+    /// What a request may change; `None` if its method is one that changes nothing.
+    pub(crate) fn of(request: &Parts) -> Option<Self> {
+        if is_safe(&request.method) {
+            return None;
+        }
+        Some(Self {
+            method: request.method.clone(),
+            authority: authority(request)?.to_owned(),
+            path: request.uri.path().to_owned(),
+            query: request.uri.query().map(str::to_owned),
+        })
+    }
+
+    /// Makes invalid what the answer says has changed.
+    pub(crate) fn answered(&self, caches: &[Rc<Cache>], status: StatusCode, answer: &HeaderMap) {
+        let Self { method, authority, path, query } = self;
+        for target in targets(method, status, SCHEME, authority, path, query.as_deref(), answer) {
+            for cache in caches {
+                cache.invalidate(authority, &target);
+            }
+        }
+    }
+}
+
+impl Cache {
+    fn invalidate(&self, authority: &str, target: &Target) {
+        let query = target.query.as_deref();
+        let no_vary = self.store.queries.of(|| key::resource(SCHEME, authority, &target.path));
+        let rules = &self.rules.key;
+        let uri = key::uri(SCHEME, authority, &target.path, query, rules, no_vary.as_deref());
+        self.store.invalidate(&uri, seconds_now());
+    }
+}
 
 /// A resource of the origin that was called.
 #[derive(Clone, Debug, PartialEq, Eq)]

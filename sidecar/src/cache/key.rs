@@ -6,7 +6,7 @@
 //! rest names.
 
 use super::structured::{self, Value};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use std::borrow::Cow;
@@ -98,6 +98,16 @@ pub(crate) fn text(
         push(&mut text, b"\nI", parts.identity.ok_or(Unkeyable::NoIdentity)?.as_bytes());
     }
     if text.len() > TEXT_MAX { Err(Unkeyable::TooLong) } else { Ok(text) }
+}
+
+/// The key of a GET that is the like of the POST with this key.
+pub(crate) fn of_get(post: &[u8]) -> Option<Text> {
+    let uri = post.iter().position(|byte| *byte == b'\n')? + 1;
+    // Nothing before the scope can hold the beginning of a line that looks like it.
+    let scope = uri + post[uri..].windows(2).position(|two| two == b"\nS")?;
+    let mut text = Text::from_slice(&post[..uri]);
+    push(&mut text, b"G", &post[scope..]);
+    Some(text)
 }
 
 /// The beginning that all keys of one URI share: `scheme://authority/path?query` and the end of the line.
@@ -227,11 +237,6 @@ pub(crate) fn is_one_message(body: &[u8]) -> bool {
         [0 | 1, a, b, c, d, message @ ..] => u32::from_be_bytes([*a, *b, *c, *d]) as usize == message.len(),
         _ => false,
     }
-}
-
-/// GET and HEAD are about the same responses.
-pub(crate) fn is_get(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD)
 }
 
 /// Writes `?` and the parameters that count, in one order and with one spelling of each escape.

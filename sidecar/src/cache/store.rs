@@ -96,6 +96,8 @@ pub(crate) struct Store {
     turn: AtomicUsize,
     sweep: Mutex<Sweep>,
     pub(super) fills: super::fill::Fills,
+    /// What resources say of their queries.
+    pub(super) queries: super::queries::Queries,
     counts: Counts,
 }
 
@@ -165,6 +167,7 @@ impl Store {
             turn: AtomicUsize::new(0),
             sweep: Mutex::default(),
             fills: super::fill::Fills::default(),
+            queries: super::queries::Queries::default(),
             counts: Counts::default(),
         }
     }

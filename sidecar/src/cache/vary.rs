@@ -58,6 +58,14 @@ pub(crate) fn selector(names: &[HeaderName], request: &HeaderMap) -> Vec<u8> {
     selector
 }
 
+/// The names of the fields that a selector is made of.
+pub(crate) fn of_selector(selector: &[u8]) -> impl Iterator<Item = HeaderName> {
+    selector.split(|byte| *byte == b'\n').filter_map(|line| {
+        let end = line.iter().position(|byte| *byte == b'=').unwrap_or(line.len());
+        HeaderName::from_bytes(&line[..end]).ok()
+    })
+}
+
 /// Whether a request selects the response with this selector.
 pub(crate) fn selects(selector: &[u8], request: &HeaderMap) -> bool {
     if selector.is_empty() {

@@ -52,11 +52,12 @@ pub(super) struct Attempts<'a> {
 }
 
 /// How long a call may take, and what its chain says about trying again.
+#[derive(Clone, Copy)]
 pub(super) struct Time {
     /// What the caller said.
     told: Told,
     /// When the head of an answer must be there.
-    deadline: Deadline,
+    pub(super) deadline: Deadline,
     /// When all of it must be there. The mesh's own default is not part of it and does not travel: it only bounds the
     /// wait for a head, and told on it would cut the streams that serve somebody's long answer two hops away.
     whole: Deadline,
@@ -91,6 +92,16 @@ impl Time {
             given,
             tell: policy.deadlines,
             caller_retries: call.chain.as_ref().is_some_and(|chain| chain.is_retry),
+        }
+    }
+}
+
+impl Time {
+    /// An answer that fails if all of it is not there in time.
+    pub(super) fn bound(&self, response: Response<Body>) -> Response<Body> {
+        match self.whole.instant() {
+            None => response,
+            until => response.map(|body| body.until(until, None)),
         }
     }
 }
@@ -352,12 +363,10 @@ impl Attempts<'_> {
         if !mesh {
             response.headers_mut().remove(WEFT_ERROR);
         }
-        let until = self.time.whole.instant();
-        let idle = self.calls.timeouts.idle.filter(|t| !t.is_zero());
-        if until.is_none() && idle.is_none() {
-            response
-        } else {
-            response.map(|body| body.until(until, idle))
+        // How long all of it may take is its reader's to say: others may read it too.
+        match self.calls.timeouts.idle.filter(|t| !t.is_zero()) {
+            None => response,
+            idle => response.map(|body| body.until(None, idle)),
         }
     }
 

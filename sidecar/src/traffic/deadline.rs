@@ -104,6 +104,13 @@ pub(crate) struct Told {
     envoy: [bool; 2],
 }
 
+impl Told {
+    /// A deadline of our own, for a call that nobody makes.
+    pub(crate) fn only(deadline: Deadline) -> Self {
+        Self { deadline, grpc: false, envoy: [false; 2] }
+    }
+}
+
 /// Reads what the caller of a request says. `grpc` says whether the request is gRPC: only there `grpc-timeout` means
 /// anything.
 pub(crate) fn read(headers: &HeaderMap, grpc: bool, now: Instant) -> Told {

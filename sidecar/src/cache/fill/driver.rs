@@ -9,6 +9,7 @@ use crate::{
     body::{Body, Piece},
     cache::seconds_now,
     error::{Error, Kind},
+    message::grpc_status,
 };
 use bytes::Bytes;
 use http::HeaderMap;
@@ -75,7 +76,14 @@ impl Driver {
                 Some(Ok(frame)) => match Piece::from(frame) {
                     Piece::Data(data) if data.is_empty() => {}
                     Piece::Data(data) => self.take(data),
-                    Piece::Trailers(trailers) => self.trailers = Some(trailers),
+                    Piece::Trailers(trailers) => {
+                        // How a gRPC call went is known only now.
+                        if grpc_status(&trailers).is_some_and(|status| status != 0) {
+                            self.whole = false;
+                            self.fill.withdraw();
+                        }
+                        self.trailers = Some(trailers);
+                    }
                 },
                 Some(Err(error)) => {
                     self.fail(error);

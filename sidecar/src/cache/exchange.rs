@@ -1,0 +1,238 @@
+//! A request for which nothing is kept that it can have: it waits for another's answer, or has the origin asked.
+//!
+//! One top-down function for each phase: what is asked for, whose turn it is, the wait.
+
+use super::{
+    Answered, Apart, Cache, Looked, Plan, Step,
+    body::{self, Read},
+    entry::{Entry, Key},
+    fill::{Alone, Turn, Waited},
+    freshness::{Freshness, Terms},
+    key::{self, BodyDigest, Class},
+    lookup::{self, Lookup},
+    seconds_now,
+    status::Report,
+    storing::{Bypass, Kind},
+    vary,
+};
+use crate::{body::Body, error::Error};
+use http::{Response, header, request::Parts};
+use smallvec::SmallVec;
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+/// The largest body of a request that is digested, and how long it may take to come.
+const DIGESTED: usize = 256 * 1024;
+const DIGEST_TIME: Duration = Duration::from_secs(5);
+/// How often a request looks again because something newer was stored meanwhile.
+const ROUNDS: usize = 3;
+
+/// Where answers come from.
+pub(crate) trait Origin {
+    /// Sends a request on. What is changed of it on the way is no matter. Bounds on the time of an answer's body are for
+    /// its reader to set, since others may read it too.
+    fn fetch(
+        &mut self,
+        request: &mut Parts,
+        body: Body,
+    ) -> impl Future<Output = Result<Response<Body>, Error>>;
+}
+
+/// A request on its way, and how long it may wait.
+pub(crate) struct Asking<'a> {
+    pub(crate) request: &'a Parts,
+    pub(crate) apart: Apart<'a>,
+    pub(crate) until: Option<Instant>,
+}
+
+/// What those who may wait for one fetch have in common: the key, and what else is known to matter.
+pub(super) fn common(lookup: &Lookup, request: &Parts) -> SmallVec<[u8; 256]> {
+    let mut common = lookup.key.clone();
+    // Whether answers to these are one person's is up to each answer: they wait for their like.
+    for name in [header::AUTHORIZATION, header::COOKIE] {
+        if request.headers.contains_key(&name) {
+            common.extend_from_slice(b"\nW");
+            common.extend_from_slice(name.as_str().as_bytes());
+        }
+    }
+    if let Some(newest) = lookup.found.as_ref().and_then(|found| found.iter().next()) {
+        let names: SmallVec<[_; 4]> = vary::of_selector(newest.selector()).collect();
+        if !names.is_empty() {
+            common.extend_from_slice(b"\nV");
+            common.extend_from_slice(&vary::selector(&names, &request.headers));
+        }
+    }
+    common
+}
+
+/// An answer with how it came about.
+pub(super) type Given = Result<(Response<Body>, Answered), Error>;
+
+impl Cache {
+    /// Gives the answer to a request that the look-up did not answer.
+    pub(crate) async fn go(
+        self: &Rc<Self>,
+        plan: Plan,
+        asking: &Asking<'_>,
+        body: Body,
+        origin: &mut impl Origin,
+    ) -> Given {
+        let given = match plan.0 {
+            Step::Bypass(why) => self.pass(why, asking, body, origin).await,
+            Step::Digest(kind) => self.digest(kind, asking, body, origin).await,
+            Step::Fetch(lookup) => self.turn(lookup, asking, body, origin).await,
+        };
+        if let Ok((_, how)) = &given {
+            self.count(*how);
+        }
+        given
+    }
+
+    /// Past the cache.
+    async fn pass(&self, why: Bypass, asking: &Asking<'_>, body: Body, origin: &mut impl Origin) -> Given {
+        let mut sent = asking.request.clone();
+        let mut response = origin.fetch(&mut sent, body).await?;
+        Report::bypassed(why).add_to(response.headers_mut(), self.name);
+        Ok((response, Answered::Bypass(why)))
+    }
+
+    /// Looks up a request that shows only in its body what it asks for.
+    async fn digest(
+        self: &Rc<Self>,
+        kind: Kind,
+        asking: &Asking<'_>,
+        body: Body,
+        origin: &mut impl Origin,
+    ) -> Given {
+        let bytes = match body::read(body, DIGESTED, DIGEST_TIME).await? {
+            Read::Whole(bytes) => bytes,
+            Read::More(body) => return self.pass(Bypass::Body, asking, body, origin).await,
+        };
+        let digest = BodyDigest::of([&bytes[..]]);
+        let body = Body::full(bytes.clone());
+        let class = match kind {
+            Kind::Grpc(_) if !key::is_one_message(&bytes) => {
+                return self.pass(Bypass::Body, asking, body, origin).await;
+            }
+            Kind::Grpc(_) => Class::Grpc(&digest),
+            _ => Class::Post(&digest),
+        };
+        match self.find(asking.request, kind, class, asking.apart) {
+            // Counted by the look-up; a bypass and a fetch are not.
+            Looked::Answer(response, how) => Ok((response, how)),
+            Looked::Stale(response, _) => Ok((response, Answered::Stale)),
+            Looked::Go(Plan(Step::Fetch(lookup))) => self.turn(lookup, asking, body, origin).await,
+            Looked::Go(Plan(Step::Bypass(why))) => self.pass(why, asking, body, origin).await,
+            Looked::Go(Plan(Step::Digest(_))) => self.pass(Bypass::Body, asking, body, origin).await,
+        }
+    }
+
+    /// Finds out whose turn it is to ask the origin, and waits for others where that is worth it.
+    async fn turn(
+        self: &Rc<Self>,
+        mut lookup: Box<Lookup>,
+        asking: &Asking<'_>,
+        body: Body,
+        origin: &mut impl Origin,
+    ) -> Given {
+        let request = asking.request;
+        let Some(most) = self.patience(&lookup, asking) else {
+            let filler = (lookup.kind != Kind::Head).then(|| {
+                let common = common(&lookup, request);
+                self.store.fetch_alone(lookup.key(), Key::new(&common))
+            });
+            return self.fetch(&lookup, filler, None, request, body, origin).await;
+        };
+        for _ in 0..ROUNDS {
+            let common = common(&lookup, request);
+            let turn = self.store.turn(lookup.key(), Key::new(&common), lookup.found.as_ref(), seconds_now());
+            let (filler, alone) = match turn {
+                Turn::Fetch(filler) => (filler, None),
+                Turn::Alone(filler, why) => (filler, Some(why)),
+                Turn::Wait(waiter) => match waiter.wait(most).await {
+                    Waited::Kept(entry) => match self.usable(&lookup, request, &entry) {
+                        Some(terms) => {
+                            let report = Report { collapsed: true, ..Report::forwarded(lookup.why) };
+                            let response = self.serve(request, &entry, &terms, seconds_now(), report);
+                            return Ok((response, Answered::Miss(lookup.why)));
+                        }
+                        None => (self.store.fetch_alone(lookup.key(), Key::new(&common)), None),
+                    },
+                    Waited::Streaming(joined) => match self.usable(&lookup, request, joined.head()) {
+                        Some(terms) => {
+                            let report = Report { collapsed: true, ..Report::forwarded(lookup.why) };
+                            let head = joined.head().clone();
+                            let body = joined.into_body();
+                            let now = seconds_now();
+                            let response = self.serve_coming(request, &head, body, &terms, now, report);
+                            return Ok((response, Answered::Miss(lookup.why)));
+                        }
+                        None => (self.store.fetch_alone(lookup.key(), Key::new(&common)), None),
+                    },
+                    Waited::Fetch(filler) => (filler, None),
+                    Waited::Alone(filler, why) => (filler, Some(why)),
+                },
+                Turn::LookAgain => {
+                    match self.judge(request, self.anew(&lookup)) {
+                        Looked::Answer(response, how) => return Ok((response, how)),
+                        Looked::Stale(response, _) => return Ok((response, Answered::Stale)),
+                        Looked::Go(Plan(Step::Fetch(newer))) => lookup = newer,
+                        Looked::Go(_) => break,
+                    }
+                    continue;
+                }
+            };
+            if alone == Some(Alone::Failed)
+                && let Some(answer) = self.instead_of_failure(&lookup, request, None)
+            {
+                return Ok(answer);
+            }
+            return self.fetch(&lookup, Some(filler), alone, request, body, origin).await;
+        }
+        let common = common(&lookup, request);
+        let filler = self.store.fetch_alone(lookup.key(), Key::new(&common));
+        self.fetch(&lookup, Some(filler), None, request, body, origin).await
+    }
+
+    /// How long a request may wait for another's fetch; `None` if another's answer would not do.
+    fn patience(&self, lookup: &Lookup, asking: &Asking<'_>) -> Option<Duration> {
+        let most = self.rules.coalesce?;
+        let directives = &lookup.directives;
+        let own = directives.no_store || directives.no_cache || directives.max_age == Some(0);
+        let part = asking.request.headers.contains_key(header::RANGE) && !lookup.has_whole();
+        if own || part || lookup.kind == Kind::Head {
+            return None;
+        }
+        let left = asking.until.map(|until| until.saturating_duration_since(Instant::now()));
+        Some(left.map_or(most, |left| most.min(left)))
+    }
+
+    /// The same request, to be looked up again.
+    fn anew(&self, lookup: &Lookup) -> Lookup {
+        Lookup {
+            kind: lookup.kind,
+            directives: lookup.directives,
+            key: lookup.key.clone(),
+            found: None,
+            stored: None,
+            why: lookup.why,
+            now: seconds_now(),
+        }
+    }
+
+    /// Whether another's answer is for this request too, and may be given as it is.
+    fn usable(&self, lookup: &Lookup, request: &Parts, entry: &Entry) -> Option<Terms> {
+        if entry.extent().is_some() || !vary::selects(entry.selector(), &request.headers) {
+            return None;
+        }
+        let now = seconds_now();
+        let terms = lookup::terms(entry, &self.rules, now);
+        match terms.judge(&lookup.directives, now) {
+            Freshness::Fresh { .. } => Some(terms),
+            Freshness::Stale { may, .. } => may.max_stale.then_some(terms),
+            Freshness::MustRevalidate { .. } => None,
+        }
+    }
+}

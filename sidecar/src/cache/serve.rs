@@ -1,0 +1,166 @@
+//! Makes an answer of what is kept: whole, a part, or only that nothing changed.
+
+use super::{
+    Cache,
+    body::pieces,
+    conditional::{self, Condition, Validators},
+    entry::Entry,
+    freshness::Terms,
+    range::{self, Piece, Ranges, Wanted},
+    status::{self, Report},
+};
+use crate::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+
+impl Cache {
+    /// The answer to a request by an entry that is for it, with what `report` says of how it came about.
+    pub(super) fn serve(
+        &self,
+        request: &Parts,
+        entry: &Entry,
+        terms: &Terms,
+        now: u32,
+        mut report: Report,
+    ) -> Response<Body> {
+        let mut answer = Answer::of(request, entry);
+        if let Some(ranges) = answer.ranges(request, entry) {
+            answer.part(entry, &ranges, 0, entry.length() as u64);
+        }
+        report.ttl = Some(terms.left(now));
+        answer.finish(self, terms.age(now), &report)
+    }
+
+    /// The answer by a part that is kept.
+    pub(super) fn serve_part(
+        &self,
+        entry: &Entry,
+        terms: &Terms,
+        ranges: &Ranges,
+        now: u32,
+    ) -> Response<Body> {
+        let mut answer =
+            Answer { status: StatusCode::OK, headers: entry.headers(), body: Body::Empty, entry };
+        let (start, complete) = match entry.extent() {
+            Some(extent) => (extent.start, extent.complete.unwrap_or_default()),
+            None => (0, entry.length() as u64),
+        };
+        answer.part(entry, ranges, start, complete);
+        answer.finish(self, terms.age(now), &Report::hit(terms.left(now)))
+    }
+
+    /// The answer by a response whose head is here and whose body is on its way.
+    pub(super) fn serve_coming(
+        &self,
+        request: &Parts,
+        head: &Entry,
+        body: Body,
+        terms: &Terms,
+        now: u32,
+        mut report: Report,
+    ) -> Response<Body> {
+        let mut answer =
+            Answer { status: head.status(), headers: head.headers(), body: Body::Empty, entry: head };
+        if !answer.has_not_changed(request) {
+            if request.version == Version::HTTP_2
+                && let Some(length) = http_body::Body::size_hint(&body).exact()
+            {
+                answer.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            }
+            answer.body = body;
+        }
+        report.ttl = Some(terms.left(now));
+        answer.finish(self, terms.age(now), &report)
+    }
+}
+
+/// An answer in the making.
+struct Answer<'a> {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Body,
+    entry: &'a Entry,
+}
+
+impl<'a> Answer<'a> {
+    /// All of an entry, or that it has not changed.
+    fn of(request: &Parts, entry: &'a Entry) -> Self {
+        let mut answer = Self { status: entry.status(), headers: entry.headers(), body: Body::Empty, entry };
+        if answer.has_not_changed(request) {
+            return answer;
+        }
+        let bodiless = matches!(entry.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        // HTTP/1 sees the length by the body.
+        if !bodiless && (request.method == Method::HEAD || request.version == Version::HTTP_2) {
+            answer.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(entry.length()));
+        }
+        if request.method != Method::HEAD {
+            answer.body = entry.body();
+        }
+        answer
+    }
+
+    /// Makes it a 304 if the client has it already.
+    fn has_not_changed(&mut self, request: &Parts) -> bool {
+        if !conditional::is_conditional(&request.headers) {
+            return false;
+        }
+        let stored = Validators::of(&self.headers, self.entry.times().received);
+        let condition = conditional::evaluate(&request.method, &request.headers, self.status, &stored);
+        if condition == Condition::Give {
+            return false;
+        }
+        self.headers = conditional::not_modified(&self.headers);
+        self.status = StatusCode::NOT_MODIFIED;
+        true
+    }
+
+    /// The parts that a request wants of a whole that is here; makes it a 416 if there is no such part.
+    fn ranges(&mut self, request: &Parts, entry: &Entry) -> Option<Ranges> {
+        if self.status != StatusCode::OK || !request.headers.contains_key(header::RANGE) {
+            return None;
+        }
+        let length = entry.length() as u64;
+        let stored = Validators::of(&self.headers, entry.times().received);
+        match range::wanted(&request.method, &request.headers, &stored, length) {
+            Wanted::Whole => None,
+            Wanted::Parts(ranges) => Some(ranges),
+            Wanted::Nothing => {
+                self.status = StatusCode::RANGE_NOT_SATISFIABLE;
+                self.headers = range::unsatisfiable(length);
+                self.body = Body::Empty;
+                None
+            }
+        }
+    }
+
+    /// Makes it a 206. The entry's bytes begin at `start` of a whole of `complete`.
+    fn part(&mut self, entry: &Entry, ranges: &Ranges, start: u64, complete: u64) {
+        let boundary = (u128::from(fastrand::u64(..)) << 64) | u128::from(fastrand::u64(..));
+        self.headers.remove(header::CONTENT_LENGTH);
+        let partial = range::partial(&mut self.headers, ranges, complete, boundary);
+        let stored = entry.bytes();
+        let slice = |range: std::ops::Range<u64>| -> Bytes {
+            let at = |offset: u64| (offset.saturating_sub(start) as usize).min(stored.len());
+            stored.slice(at(range.start)..at(range.end))
+        };
+        self.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(partial.content_length));
+        self.body = pieces(partial.pieces.into_iter().map(|piece| match piece {
+            Piece::Bytes(bytes) => bytes,
+            Piece::Stored(range) => slice(range),
+        }));
+        self.status = StatusCode::PARTIAL_CONTENT;
+    }
+
+    fn finish(mut self, cache: &Cache, age: u32, report: &Report) -> Response<Body> {
+        status::set_age(&mut self.headers, age);
+        report.add_to(&mut self.headers, cache.name);
+        let mut response = Response::new(self.body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        if let Some(case) = self.entry.case() {
+            response.extensions_mut().insert(case.clone());
+        }
+        response
+    }
+}
