@@ -15,9 +15,10 @@ mod key;
 mod lookup;
 mod queries;
 mod range;
-pub(crate) mod siblings;
 mod refresh;
+mod rulebook;
 mod serve;
+pub(crate) mod siblings;
 mod status;
 mod store;
 mod stored;
@@ -50,6 +51,7 @@ use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use http_body::Body as _;
 use key::{Class, Unkeyable};
 use lookup::{Lookup, View};
+use rulebook::Rulebook;
 use status::Report;
 use std::{rc::Rc, sync::Arc, time::SystemTime};
 use store::Store;
@@ -68,6 +70,7 @@ const SCHEME: &str = "http";
 /// The cache as one rule, or one port that our application serves, uses it.
 pub(crate) struct Cache {
     rules: Arc<CacheRules>,
+    rulebook: Rulebook,
     store: Arc<Store>,
     /// Who we are in `Cache-Status`.
     name: &'static str,
@@ -116,7 +119,7 @@ impl Cache {
         shard: Shard,
     ) -> Rc<Self> {
         let store = stores.of(rules, seconds_now());
-        Rc::new(Self { rules: rules.clone(), store, name, series, shard })
+        Rc::new(Self { rulebook: Rulebook::of(rules), rules: rules.clone(), store, name, series, shard })
     }
 
     /// Whether another keeps in the same memory by the same keys.
@@ -200,6 +203,10 @@ impl Cache {
     fn judge(self: &Rc<Self>, request: &Parts, mut lookup: Lookup) -> Looked {
         let now = lookup.now;
         lookup.found = self.store.look_up(Key::new(&lookup.key), now);
+        if let Some(found) = lookup.found.as_ref().filter(|found| self.is_by_others(found)) {
+            self.rejudge(&lookup, request, found);
+            lookup.found = self.store.look_up(Key::new(&lookup.key), now);
+        }
         let view = lookup::view(
             lookup.found.as_ref(),
             &request.method,

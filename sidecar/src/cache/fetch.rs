@@ -186,7 +186,7 @@ impl Cache {
                     case: stored.case(),
                     times: keep.terms.times(arrival.requested),
                     extent: None,
-                    flags: keep.terms.flags.0,
+                    flags: self.flags(&keep.terms),
                 };
                 match stored.refreshed(&draft, filler.epoch()) {
                     Some(entry) => {
@@ -218,7 +218,7 @@ impl Cache {
         stored.clone()
     }
 
-    fn asked<'a>(&self, lookup: &'a Lookup, request: &'a Parts) -> Asked<'a> {
+    pub(super) fn asked<'a>(&self, lookup: &'a Lookup, request: &'a Parts) -> Asked<'a> {
         Asked {
             kind: lookup.kind,
             headers: &request.headers,
@@ -321,7 +321,7 @@ impl Cache {
             case: head.extensions.get::<HeaderCase>(),
             times: keep.terms.times(arrival.requested),
             extent: None,
-            flags: keep.terms.flags.0,
+            flags: self.flags(&keep.terms),
         };
         if let Some(part) = &keep.part {
             return self.fill_part(lookup, filler, draft, part, body, report).await;
@@ -439,7 +439,7 @@ impl Cache {
                     case: entry.case(),
                     times: keep.terms.times(arrival.requested),
                     extent: None,
-                    flags: keep.terms.flags.0,
+                    flags: self.flags(&keep.terms),
                 };
                 if let Some(new) = entry.refreshed(&draft, self.store.epoch()) {
                     // Without room the old one stays as it is.

@@ -108,6 +108,8 @@ impl Flags {
     pub(crate) const HEURISTIC: Self = Self(8);
     /// It has an `ETag` or `Last-Modified` to ask by.
     pub(crate) const VALIDATOR: Self = Self(16);
+    /// The bits beyond these, which are for [`Rulebook`](super::rulebook::Rulebook).
+    pub(crate) const BITS: u32 = 5;
 
     pub(crate) const fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
