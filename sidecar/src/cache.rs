@@ -100,6 +100,16 @@ pub(crate) enum Looked {
 /// How a request goes on for which nothing is kept that it can have.
 pub(crate) struct Plan(Step);
 
+impl Plan {
+    /// How it counts if no answer comes of it.
+    pub(crate) const fn result(&self) -> &'static str {
+        match &self.0 {
+            Step::Bypass(why) => Answered::Bypass(*why).result(),
+            Step::Digest(_) | Step::Fetch(_) => Answered::Miss(Forwarded::Miss).result(),
+        }
+    }
+}
+
 enum Step {
     /// It passes by the cache.
     Bypass(Bypass),

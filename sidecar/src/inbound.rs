@@ -110,6 +110,7 @@ impl Inbound {
                         response
                     }
                     Looked::Go(plan) => {
+                        application.call.note(|log| log.cache = plan.result());
                         let asking = Asking { request: head, apart, until: told.deadline.instant() };
                         let (response, how) =
                             Box::pin(cache.go(plan, &asking, body, &mut application)).await?;

@@ -162,6 +162,7 @@ impl Outbound {
                         response
                     }
                     Looked::Go(plan) => {
+                        upstream.call.note(|log| log.cache = plan.result());
                         let until = time.deadline.instant();
                         let asking = Asking { request: head, apart, until };
                         let (response, how) = Box::pin(cache.go(plan, &asking, body, &mut upstream)).await?;

@@ -102,7 +102,7 @@ fn access_line(line: &str) -> Option<String> {
     if let Some(duration) = entry.get("duration_ms").and_then(|value| value.as_f64()) {
         readable.push_str(&format!(" after {duration:.0} ms"));
     }
-    for (field, name) in [("route", "route"), ("trace_id", "trace")] {
+    for (field, name) in [("cache", "cache"), ("route", "route"), ("trace_id", "trace")] {
         if let Some(value) = text(field) {
             readable.push_str(&format!(", {name} {value}"));
         }
@@ -280,9 +280,9 @@ mod tests {
     #[test]
     fn the_access_log_is_made_readable_and_other_json_is_left_alone() {
         let line = r#"{"time":"t","direction":"outbound","method":"GET","path":"/a","host":"b:80","route":"shop/b#0",
-            "status":504,"error":"timeout","duration_ms":501.7,"trace_id":"4d0b"}"#
+            "cache":"miss","status":504,"error":"timeout","duration_ms":501.7,"trace_id":"4d0b"}"#
             .replace('\n', "");
-        let readable = "outbound GET b:80/a 504 timeout after 502 ms, route shop/b#0, trace 4d0b";
+        let readable = "outbound GET b:80/a 504 timeout after 502 ms, cache miss, route shop/b#0, trace 4d0b";
         assert_eq!(access_line(&line).as_deref(), Some(readable));
         assert_eq!(access_line(r#"{"level":"WARN","message":"no"}"#), None);
         assert_eq!(access_line("{ not json"), None);

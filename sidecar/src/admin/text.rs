@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 use std::fmt::Write;
 
 /// Columns that are put first, in this order; the others follow by name.
-const FIRST: [&str; 14] = [
+const FIRST: [&str; 36] = [
+    "policies",
     "policy",
     "direction",
     "namespace",
@@ -16,7 +17,28 @@ const FIRST: [&str; 14] = [
     "match",
     "address",
     "identity",
-    "policies",
+    "in_force",
+    "entries",
+    "bytes",
+    "limit_bytes",
+    "filling_bytes",
+    "what",
+    "reason",
+    "count",
+    "hits",
+    "misses",
+    "requests",
+    "hit",
+    "stale",
+    "revalidated",
+    "miss",
+    "bypass",
+    "hit_ratio",
+    "method",
+    "uri",
+    "variants",
+    "scope",
+    "parts",
     "routes",
     "reasons",
 ];

@@ -6,7 +6,7 @@ use super::{
     Answered, Apart, Cache, Looked, Plan, Step,
     body::{self, Read},
     entry::{Entry, Key},
-    fill::{Alone, Turn, Waited},
+    fill::{Alone, Filler, Turn, Waited},
     freshness::{Freshness, Terms},
     key::{self, BodyDigest, Class},
     lookup::{self, Lookup},
@@ -93,7 +93,8 @@ impl Cache {
     /// Past the cache.
     async fn pass(&self, why: Bypass, asking: &Asking<'_>, body: Body, origin: &mut impl Origin) -> Given {
         let mut sent = asking.request.clone();
-        let mut response = origin.fetch(&mut sent, body).await?;
+        let mut response =
+            origin.fetch(&mut sent, body).await.inspect_err(|_| self.count(Answered::Bypass(why)))?;
         Report::bypassed(why).add_to(response.headers_mut(), self.name);
         Ok((response, Answered::Bypass(why)))
     }
@@ -143,7 +144,7 @@ impl Cache {
                 let common = common(&lookup, request);
                 self.store.fetch_alone(lookup.key(), Key::new(&common))
             });
-            return self.fetch(&lookup, filler, None, request, body, origin).await;
+            return self.ask_origin(&lookup, filler, None, request, body, origin).await;
         };
         for _ in 0..ROUNDS {
             let common = common(&lookup, request);
@@ -189,11 +190,25 @@ impl Cache {
             {
                 return Ok(answer);
             }
-            return self.fetch(&lookup, Some(filler), alone, request, body, origin).await;
+            return self.ask_origin(&lookup, Some(filler), alone, request, body, origin).await;
         }
         let common = common(&lookup, request);
         let filler = self.store.fetch_alone(lookup.key(), Key::new(&common));
-        self.fetch(&lookup, Some(filler), None, request, body, origin).await
+        self.ask_origin(&lookup, Some(filler), None, request, body, origin).await
+    }
+
+    /// Has the origin asked for somebody who waits for the answer: that there is none counts too.
+    async fn ask_origin(
+        self: &Rc<Self>,
+        lookup: &Lookup,
+        filler: Option<Filler>,
+        alone: Option<Alone>,
+        request: &Parts,
+        body: Body,
+        origin: &mut impl Origin,
+    ) -> Given {
+        let given = self.fetch(lookup, filler, alone, request, body, origin).await;
+        given.inspect_err(|_| self.count(Answered::Miss(lookup.why)))
     }
 
     /// How long a request may wait for another's fetch; `None` if another's answer would not do.

@@ -247,7 +247,8 @@ impl Cache {
         let Some(filler) = filler else {
             self.after_head(lookup, request, &head, arrival);
             self.untag(&mut head.headers);
-            report.add_to(&mut head.headers, self.name);
+            self.shard.cache_refused(&self.series, Refusal::Head);
+            report.refused(Refusal::Head).add_to(&mut head.headers, self.name);
             return (Response::from_parts(head, body), how);
         };
         if head.status.is_success() {

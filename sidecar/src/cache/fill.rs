@@ -49,6 +49,7 @@ pub(super) struct Fills {
     handed_over: AtomicU64,
     released: AtomicU64,
     outgrown: AtomicU64,
+    broken: AtomicU64,
     cut_off: AtomicU64,
 }
 
@@ -61,6 +62,7 @@ impl Default for Fills {
             handed_over: AtomicU64::new(0),
             released: AtomicU64::new(0),
             outgrown: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
             cut_off: AtomicU64::new(0),
         }
     }
@@ -77,6 +79,8 @@ pub(crate) struct FillStatistics {
     pub(crate) released: u64,
     /// Responses that got too large to be kept while they came.
     pub(crate) outgrown: u64,
+    /// Responses that ended too early, or that nobody waited for any more.
+    pub(crate) broken: u64,
     /// Requests that were too far behind in one of these.
     pub(crate) cut_off: u64,
 }
@@ -230,6 +234,7 @@ impl Fills {
             handed_over: read(&self.handed_over),
             released: read(&self.released),
             outgrown: read(&self.outgrown),
+            broken: read(&self.broken),
             cut_off: read(&self.cut_off),
         }
     }

@@ -71,6 +71,7 @@ fn policy(kept: &Kept, in_force: bool) -> Value {
         "handed_over": all.handed_over,
         "released": all.released,
         "outgrown": all.outgrown,
+        "broken": all.broken,
         "cut_off": all.cut_off,
     })
 }

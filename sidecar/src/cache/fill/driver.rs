@@ -236,6 +236,7 @@ impl Driver {
 
     fn fail(&mut self, error: Error) {
         self.over = true;
+        self.fill.store.fills.broken.fetch_add(1, Ordering::Relaxed);
         self.fill.withdraw();
         self.end(Err(error));
     }

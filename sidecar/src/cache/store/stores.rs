@@ -151,6 +151,7 @@ fn totals(store: &Store) -> KeptTotals {
         handed_over: fills.handed_over,
         released: fills.released,
         outgrown: fills.outgrown,
+        broken: fills.broken,
         cut_off: fills.cut_off,
     }
 }

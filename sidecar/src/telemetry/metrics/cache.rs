@@ -143,6 +143,7 @@ pub(crate) struct KeptTotals {
     pub(crate) handed_over: u64,
     pub(crate) released: u64,
     pub(crate) outgrown: u64,
+    pub(crate) broken: u64,
     pub(crate) cut_off: u64,
 }
 
@@ -161,6 +162,7 @@ impl KeptTotals {
             handed_over: self.handed_over.wrapping_add(other.handed_over),
             released: self.released.wrapping_add(other.released),
             outgrown: self.outgrown.wrapping_add(other.outgrown),
+            broken: self.broken.wrapping_add(other.broken),
             cut_off: self.cut_off.wrapping_add(other.cut_off),
         }
     }
@@ -218,7 +220,7 @@ const LEVELS: [Level; 4] = [
     }),
 ];
 
-const TOTALS: [Total; 10] = [
+const TOTALS: [Total; 11] = [
     ("weft_cache_stored_total", "Answers put into the cache.", |all| all.stored),
     ("weft_cache_evicted_total", "Answers taken out of the cache to make room.", |all| all.evicted),
     (
@@ -243,6 +245,11 @@ const TOTALS: [Total; 10] = [
     ("weft_cache_released_total", "Fetches that came to nothing for those who waited for them.", |all| {
         all.released
     }),
+    (
+        "weft_cache_broken_total",
+        "Answers that ended too early to be kept, or that nobody waited for.",
+        |all| all.broken,
+    ),
     ("weft_cache_outgrown_total", "Answers that got too large to be kept while they came.", |all| {
         all.outgrown
     }),
@@ -344,6 +351,7 @@ pub(super) mod tests {
             handed_over: 9,
             released: 10,
             outgrown: 11,
+            broken: 13,
             cut_off: 12,
         };
         metrics.set_kept(Arc::new(Fixed(vec![
@@ -406,6 +414,7 @@ pub(super) mod tests {
             ("handed_over_total", 9.0),
             ("released_total", 10.0),
             ("outgrown_total", 11.0),
+            ("broken_total", 13.0),
             ("cut_off_total", 12.0),
         ] {
             let of = |policy: &str| sample(&text, &format!("weft_cache_{name}{{policy=\"{policy}\"}}"));
@@ -446,6 +455,9 @@ pub(super) mod tests {
     #[test]
     fn where_nothing_is_cached_nothing_is_told() {
         let text = text(&Metrics::new(1));
-        assert!(!text.contains("weft_cache_"), "{text}");
+        let kept = LEVELS.map(|(name, ..)| name).into_iter().chain(TOTALS.map(|(name, ..)| name));
+        for name in kept.chain(["weft_cache_requests_total", "weft_cache_not_stored_total"]) {
+            assert!(!text.contains(name), "{name}");
+        }
     }
 }
