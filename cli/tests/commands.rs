@@ -104,16 +104,20 @@ fn every_error_is_shown_with_its_place_and_its_cure() {
 
 #[test]
 fn what_is_not_enforced_yet_is_listed() {
-    let cache = "\
+    let audit = "\
 apiVersion: weft.mesh/v1alpha1
-kind: CachePolicy
+kind: AuthorizationPolicy
 metadata: { name: product, namespace: shop }
-spec: { targetRefs: [{ kind: Service, name: product }] }
+spec:
+  targetRefs: [{ kind: Service, name: product-v1 }]
+  action: audit
+  rules: [{}]
 ";
-    let shop = directory(&[("workloads.yaml", WORKLOADS), ("route.yaml", ROUTE), ("cache.yaml", cache)]);
+    let shop = directory(&[("workloads.yaml", WORKLOADS), ("route.yaml", ROUTE), ("audit.yaml", audit)]);
     let run = weft_in(shop.path(), &["check", "."]);
     assert_eq!(run.code, 0, "{}{}", run.out, run.err);
-    let listed = "accepted, not yet enforced:\n  CachePolicy shop/product (cache.yaml:1): spec\n";
+    let listed =
+        "accepted, not yet enforced:\n  AuthorizationPolicy shop/product (audit.yaml:1): spec.action\n";
     assert!(run.out.contains(listed), "{}", run.out);
 }
 

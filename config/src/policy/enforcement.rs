@@ -7,7 +7,16 @@ use crate::document::endpoint_slice::AddressType;
 /// Paths of the fields that nothing is done with yet.
 pub(super) fn not_enforced(document: &Document) -> Vec<String> {
     match document {
-        Document::CachePolicy(_) => vec!["spec".to_owned()],
+        Document::CachePolicy(policy) => {
+            let tiers = &policy.spec.tiers;
+            let written = [
+                ("siblings", tiers.siblings.is_some()),
+                ("redis", tiers.redis.is_some()),
+                ("disk", tiers.disk.is_some()),
+            ];
+            let written = written.iter().filter(|(_, is)| *is);
+            written.map(|(tier, _)| format!("spec.tiers.{tier}")).collect()
+        }
         Document::AuthorizationPolicy(policy) if policy.spec.action == AuthorizationAction::Audit => {
             vec!["spec.action".to_owned()]
         }

@@ -327,7 +327,12 @@ spec:
 apiVersion: weft.mesh/v1alpha1
 kind: CachePolicy
 metadata: {{name: c, namespace: shop}}
-spec: {{targetRefs: [{{kind: Service, name: product}}]}}
+spec: {{targetRefs: [{{kind: Service, name: product}}], where: both, tags: {{header: cache-tag}}}}
+---
+apiVersion: weft.mesh/v1alpha1
+kind: CachePolicy
+metadata: {{name: tiers, namespace: shop}}
+spec: {{targetRefs: [{{kind: Service, name: product-v2}}], tiers: {{siblings: {{}}, redis: {{address: 'a:1'}}, disk: {{maxBytes: 1GiB}}}}}}
 ---
 apiVersion: weft.mesh/v1alpha1
 kind: AuthorizationPolicy
@@ -344,7 +349,9 @@ spec: {{action: audit, rules: [{{}}]}}
     };
     assert_eq!(state(&policy, Kind::TrafficPolicy, "t"), Some(DocumentState::Accepted));
     assert_eq!(state(&policy, Kind::HttpRoute, "whole"), Some(DocumentState::Accepted));
-    assert_eq!(later(Kind::CachePolicy, "c"), ["spec"]);
+    assert_eq!(state(&policy, Kind::CachePolicy, "c"), Some(DocumentState::Accepted));
+    let tiers = ["siblings", "redis", "disk"].map(|tier| format!("spec.tiers.{tier}"));
+    assert_eq!(later(Kind::CachePolicy, "tiers"), tiers);
     assert_eq!(later(Kind::AuthorizationPolicy, "audit"), ["spec.action"]);
 }
 

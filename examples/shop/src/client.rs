@@ -4,13 +4,14 @@
 //! as HTTP/2 with the service's name as its authority.
 
 use crate::{
+    cache_status::{self, CACHE_STATUS, Tally},
     fault::FaultBody,
     request::{Call, RequestContext},
     serving::{SERVED_BY, VERSION},
 };
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     body::Incoming,
@@ -42,6 +43,7 @@ const IDLE_TIME: Duration = Duration::from_secs(30);
 pub(crate) struct Client {
     way: Arc<Way>,
     idle: Arc<Mutex<HashMap<Arc<str>, Vec<IdleConnection>>>>,
+    caches: Tally,
 }
 
 /// How a service is reached.
@@ -103,7 +105,7 @@ impl Client {
     pub(crate) fn from_env() -> anyhow::Result<Self> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let way = Way::from(variable("http_proxy").as_deref(), variable("SHOP_DIRECT").as_deref())?;
-        Ok(Self { way: Arc::new(way), idle: Arc::default() })
+        Ok(Self { way: Arc::new(way), idle: Arc::default(), caches: Tally::default() })
     }
 
     /// GET of a JSON document.
@@ -116,6 +118,22 @@ impl Client {
         self.json(context, Method::GET, service, path, None::<&()>).await
     }
 
+    /// The same from the service itself, or at least confirmed by it: for where money changes hands.
+    pub(crate) async fn get_now<T: DeserializeOwned>(
+        &self,
+        context: &RequestContext,
+        service: &'static str,
+        path: &str,
+    ) -> Result<T, CallError> {
+        let now = [(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
+        self.call(context, Method::GET, service, path, now.into_iter().collect(), Bytes::new()).await
+    }
+
+    /// What caches on the way answered so far, by service.
+    pub(crate) fn caches(&self) -> &Tally {
+        &self.caches
+    }
+
     /// A call with a JSON document, answered by another one (`null` if the answer has no body).
     pub(crate) async fn json<T: DeserializeOwned>(
         &self,
@@ -125,23 +143,40 @@ impl Client {
         path: &str,
         document: Option<&impl Serialize>,
     ) -> Result<T, CallError> {
+        let mut headers = HeaderMap::new();
+        let mut body = Bytes::new();
+        if let Some(document) = document {
+            let json = serde_json::to_vec(document);
+            body = json.map_err(|why| CallError::Malformed { service, why: why.to_string() })?.into();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        self.call(context, method, service, path, headers, body).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        context: &RequestContext,
+        method: Method,
+        service: &'static str,
+        path: &str,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<T, CallError> {
         let malformed = |why: serde_json::Error| CallError::Malformed { service, why: why.to_string() };
         let began = Instant::now();
         let what = format!("{method} {path}");
-        let mut headers = HeaderMap::new();
         context.carry_into(&mut headers);
-        let mut body = Bytes::new();
-        if let Some(document) = document {
-            body = serde_json::to_vec(document).map_err(malformed)?.into();
-            headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
-        }
         let answer = self.send(service, method, path, headers, body).await;
         let mut replica = None;
         let mut version = None;
+        let mut cache = None;
         let result = answer.and_then(|answer| {
             let text = |name| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
             replica = text(SERVED_BY);
             version = text(VERSION);
+            let said = answer.headers().get_all(CACHE_STATUS).into_iter();
+            let said: Vec<&str> = said.filter_map(|line| line.to_str().ok()).collect();
+            cache = (!said.is_empty()).then(|| said.join(", "));
             let (head, body) = answer.into_parts();
             if !head.status.is_success() {
                 return Err(CallError::Refused { service, status: head.status, message: message(&body) });
@@ -149,6 +184,9 @@ impl Client {
             let body = if body.is_empty() { &b"null"[..] } else { &body[..] };
             Ok((head.status, serde_json::from_slice(body).map_err(malformed)?))
         });
+        if let Some(answered) = cache.as_deref().and_then(cache_status::read) {
+            self.caches.note(service, answered);
+        }
         context.note(Call {
             service,
             what,
@@ -160,6 +198,7 @@ impl Client {
             replica,
             version,
             took: began.elapsed(),
+            cache,
         });
         result.map(|(_, value)| value)
     }
@@ -335,7 +374,7 @@ mod tests {
 
     fn through(proxy: SocketAddr) -> Client {
         let way = Way::from(Some(&format!("http://{proxy}/")), None).expect("a proxy");
-        Client { way: Arc::new(way), idle: Arc::default() }
+        Client { way: Arc::new(way), idle: Arc::default(), caches: Tally::default() }
     }
 
     /// Reads one request's head, which has no body.

@@ -1,13 +1,16 @@
 //! The demo shop: one program, one subcommand per service.
 
+mod cache_status;
 mod cart;
 mod checkout;
 mod client;
 mod fault;
 mod inventory;
+mod kept;
 mod load;
 mod money;
 mod notification;
+mod prices;
 mod product;
 mod recommendation;
 mod request;
@@ -43,6 +46,9 @@ enum Service {
         /// Which edition of the service this is: v2 knows ratings.
         #[arg(long, env = "WEFT_LABEL_VERSION", default_value = "v1")]
         edition: product::Edition,
+        /// Where changed prices are: a folder that all replicas share. Without it, one for temporary files.
+        #[arg(long, env = "SHOP_PRICES", value_name = "FOLDER")]
+        prices: Option<std::path::PathBuf>,
     },
     /// What somebody is about to buy.
     Cart,
@@ -89,7 +95,10 @@ async fn run(service: Service) -> anyhow::Result<()> {
     match service {
         Service::Storefront => storefront::run(Replica::of("storefront", "v1")).await,
         Service::User => user::run(Replica::of("user", "v1")).await,
-        Service::Product { edition } => product::run(Replica::of("product", edition.as_str()), edition).await,
+        Service::Product { edition, prices } => {
+            let prices = prices::Prices::in_folder(prices);
+            product::run(Replica::of("product", edition.as_str()), edition, prices).await
+        }
         Service::Cart => cart::run(Replica::of("cart", "v1")).await,
         Service::Checkout => checkout::run(Replica::of("checkout", "v1")).await,
         Service::Inventory { shelf } => inventory::run(Replica::of("inventory", "v1"), shelf).await,

@@ -2,15 +2,22 @@
 
 use crate::{
     fault::Fault,
+    kept::Kept,
     money::Cents,
+    prices::{self, Prices},
     serving::{self, Replica},
 };
 use axum::{
     Json, Router,
     extract::{Path, Query, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use serde::{Deserialize, Serialize};
+
+/// How long the shelves may show what they showed before. Who takes money asks each time.
+const KEPT_SECONDS: u32 = 30;
 
 /// An edition of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -78,6 +85,15 @@ pub(crate) struct ProductAnswer {
     pub(crate) replica: String,
     /// The product.
     pub(crate) product: Product,
+}
+
+/// What a product is to cost from now on.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct NewPrice {
+    /// The product's id.
+    pub(crate) product: String,
+    /// What one piece costs.
+    pub(crate) price: Cents,
 }
 
 struct Seed {
@@ -201,13 +217,13 @@ const SEEDS: [Seed; 12] = [
 ];
 
 impl Seed {
-    fn product(&self, edition: Edition) -> Product {
+    fn product(&self, edition: Edition, prices: &Prices) -> Product {
         Product {
             id: self.id.to_owned(),
             name: self.name.to_owned(),
             category: self.category.to_owned(),
             description: self.description.to_owned(),
-            price: Cents(self.price),
+            price: prices.of(self.id).unwrap_or(Cents(self.price)),
             rating: (edition == Edition::V2).then_some(Rating { tenths: self.tenths, count: self.count }),
         }
     }
@@ -222,14 +238,15 @@ pub(crate) fn ids() -> impl Iterator<Item = &'static str> {
 struct Service {
     replica: Replica,
     edition: Edition,
+    prices: Prices,
 }
 
 /// Runs the service.
-pub(crate) async fn run(replica: Replica, edition: Edition) -> anyhow::Result<()> {
+pub(crate) async fn run(replica: Replica, edition: Edition, prices: Prices) -> anyhow::Result<()> {
     let router = Router::new()
-        .route("/products", get(several))
+        .route("/products", get(several).post(change_price))
         .route("/products/{id}", get(one))
-        .with_state(Service { replica: replica.clone(), edition });
+        .with_state(Service { replica: replica.clone(), edition, prices });
     serving::serve(replica, router).await
 }
 
@@ -239,28 +256,81 @@ struct Choice {
     ids: Option<String>,
 }
 
-async fn several(State(service): State<Service>, Query(choice): Query<Choice>) -> Json<Catalogue> {
-    let products = match &choice.ids {
+impl Service {
+    fn product(&self, seed: &Seed) -> Product {
+        seed.product(self.edition, &self.prices)
+    }
+
+    fn about(&self, product: Product) -> ProductAnswer {
+        ProductAnswer {
+            version: self.replica.version.to_string(),
+            replica: self.replica.name.to_string(),
+            product,
+        }
+    }
+}
+
+fn find(id: &str) -> Result<&'static Seed, Fault> {
+    SEEDS.iter().find(|seed| seed.id == id).ok_or_else(|| Fault::not_found("product", id))
+}
+
+async fn several(
+    State(service): State<Service>,
+    Query(choice): Query<Choice>,
+    headers: HeaderMap,
+) -> Response {
+    let seeds = match &choice.ids {
         None => SEEDS.iter().collect::<Vec<_>>(),
         Some(ids) => {
             let wanted: Vec<&str> = ids.split(',').collect();
             SEEDS.iter().filter(|seed| wanted.contains(&seed.id)).collect()
         }
     };
-    Json(Catalogue {
+    let products: Vec<Product> = seeds.iter().map(|seed| service.product(seed)).collect();
+    let mut tags = vec!["catalogue".to_owned()];
+    tags.extend(seeds.iter().map(|seed| tag(seed.id)));
+    let catalogue = Catalogue {
         version: service.replica.version.to_string(),
         replica: service.replica.name.to_string(),
-        products: products.into_iter().map(|seed| seed.product(service.edition)).collect(),
-    })
+        products,
+    };
+    kept(&tags, &headers, &catalogue, &(&catalogue.version, &catalogue.products))
 }
 
-async fn one(State(service): State<Service>, Path(id): Path<String>) -> Result<Json<ProductAnswer>, Fault> {
-    let seed = SEEDS.iter().find(|seed| seed.id == id).ok_or_else(|| Fault::not_found("product", &id))?;
-    Ok(Json(ProductAnswer {
-        version: service.replica.version.to_string(),
-        replica: service.replica.name.to_string(),
-        product: seed.product(service.edition),
-    }))
+async fn one(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Fault> {
+    let answer = service.about(service.product(find(&id)?));
+    Ok(kept(&[tag(&id)], &headers, &answer, &(&answer.version, &answer.product)))
+}
+
+/// The tag of every answer in which a product is shown.
+fn tag(id: &str) -> String {
+    format!("product-{id}")
+}
+
+fn kept(tags: &[String], asked: &HeaderMap, document: &impl Serialize, says: &impl Serialize) -> Response {
+    let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+    Kept { seconds: KEPT_SECONDS, tags: &tags }.answer(asked, document, says)
+}
+
+/// Changes a price. The catalogue is another one now, and so is the page of the product: whoever keeps answers and sees
+/// this one go by knows it of both, by the request's address and by `Content-Location`.
+async fn change_price(
+    State(service): State<Service>,
+    Json(wanted): Json<NewPrice>,
+) -> Result<Response, Fault> {
+    let seed = find(&wanted.product)?;
+    if !prices::is_possible(&wanted.price) {
+        return Err(Fault::bad_request(format!("nothing costs {}", wanted.price)));
+    }
+    service.prices.set(seed.id, wanted.price).map_err(|error| {
+        Fault::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the price was not changed: {error:#}"))
+    })?;
+    let page = [(header::CONTENT_LOCATION, format!("/products/{}", seed.id))];
+    Ok((page, Json(service.about(service.product(seed)))).into_response())
 }
 
 #[cfg(test)]
@@ -270,7 +340,8 @@ mod tests {
     #[test]
     fn only_v2_tells_ratings() {
         let keys = |edition| {
-            let document = serde_json::to_value(SEEDS[0].product(edition)).expect("JSON");
+            let usual = Prices::in_folder(Some("nowhere".into()));
+            let document = serde_json::to_value(SEEDS[0].product(edition, &usual)).expect("JSON");
             document.as_object().expect("an object").contains_key("rating")
         };
         assert!(!keys(Edition::V1));

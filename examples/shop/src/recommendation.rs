@@ -3,13 +3,16 @@
 use crate::{
     client::Client,
     fault::Fault,
+    kept::Kept,
     product::{Catalogue, Product},
     request::RequestContext,
     serving::{self, Replica},
 };
 use axum::{
-    Json, Router,
+    Router,
     extract::{Query, State},
+    http::HeaderMap,
+    response::Response,
     routing::get,
 };
 use serde::Deserialize;
@@ -17,6 +20,8 @@ use std::time::Duration;
 
 /// How many there are at most.
 const MOST: usize = 4;
+/// What is alike stays alike for long.
+const KEPT_SECONDS: u32 = 300;
 
 #[derive(Clone)]
 struct Service {
@@ -42,12 +47,17 @@ async fn recommend(
     State(service): State<Service>,
     Query(asked): Query<Asked>,
     context: RequestContext,
-) -> Result<Json<Vec<Product>>, Fault> {
+    headers: HeaderMap,
+) -> Result<Response, Fault> {
     if fastrand::f64() < service.slow_share {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(300..=800))).await;
     }
     let catalogue: Catalogue = service.client.get(&context, "product", "/products").await?;
-    Ok(Json(alike(&asked.product, catalogue.products)))
+    // Only which they are. What they cost is for the product service to say, whenever somebody asks: that changes more
+    // often than what goes together, and must not be kept as long.
+    let ids: Vec<String> =
+        alike(&asked.product, catalogue.products).into_iter().map(|product| product.id).collect();
+    Ok(Kept { seconds: KEPT_SECONDS, tags: &["recommendations"] }.answer(&headers, &ids, &ids))
 }
 
 /// Other products: first of the same kind, then of a like price.

@@ -60,6 +60,8 @@ pub(crate) struct Call {
     pub(crate) version: Option<String>,
     /// How long it took.
     pub(crate) took: Duration,
+    /// What the caches on the way say of it, in their own words.
+    pub(crate) cache: Option<String>,
 }
 
 impl RequestContext {

@@ -4,7 +4,7 @@ use anyhow::Context;
 use axum::{
     Router,
     extract::{Request, State},
-    http::HeaderValue,
+    http::{HeaderValue, header},
     middleware::{self, Next},
     response::Response,
     routing::get,
@@ -114,7 +114,10 @@ impl Stamp {
 
 async fn stamp(State(stamp): State<Stamp>, request: Request, next: Next) -> Response {
     let mut answer = next.run(request).await;
-    answer.headers_mut().insert(SERVED_BY, stamp.name);
-    answer.headers_mut().insert(VERSION, stamp.version);
+    let headers = answer.headers_mut();
+    headers.insert(SERVED_BY, stamp.name);
+    headers.insert(VERSION, stamp.version);
+    // Carts, orders, addresses: what nothing else is said of is nobody's to keep.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     answer
 }

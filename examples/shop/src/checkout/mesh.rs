@@ -41,7 +41,8 @@ impl Services for Mesh<'_> {
 
     async fn products(&self, ids: &[&str]) -> Result<Vec<Product>, CallError> {
         let path = format!("/products?ids={}", ids.join(","));
-        let catalogue: Catalogue = self.client.get(self.context, "product", &path).await?;
+        // What is charged is what it costs now, not what it cost half a minute ago.
+        let catalogue: Catalogue = self.client.get_now(self.context, "product", &path).await?;
         Ok(catalogue.products)
     }
 

@@ -182,6 +182,7 @@ async fn noted<T>(
         replica,
         version,
         took: began.elapsed(),
+        cache: None,
     });
     result
 }

@@ -1,6 +1,8 @@
 //! The storefront: the pages that people click through. It owns nothing; every page asks the other services.
 
 mod art;
+mod footer;
+mod office;
 mod page;
 mod views;
 mod visit;
@@ -49,6 +51,7 @@ pub(crate) async fn run(replica: Replica) -> anyhow::Result<()> {
         .route("/checkout", get(checkout).post(place_order))
         .route("/orders/{id}", get(order))
         .route("/preview", get(preview))
+        .route("/office", get(office::show).post(office::change))
         .route("/favicon.svg", get(favicon))
         .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(LONGEST_FORM))
@@ -70,7 +73,7 @@ impl Shop {
     }
 
     fn page<'a>(&'a self, visit: &'a Visit, title: &'a str, cart: Option<&Cart>) -> Page<'a> {
-        Page::new(visit, &self.replica, title, cart.map(Cart::pieces))
+        Page::new(visit, &self.replica, title, cart.map(Cart::pieces), self.client.caches())
     }
 
     /// The page that says what went wrong, for a person.
@@ -109,9 +112,10 @@ async fn product(State(shop): State<Shop>, Path(id): Path<String>, visit: Visit)
     }
     let path = format!("/products/{id}");
     let alike = format!("/recommendations?product={id}");
-    let (product, alike, stock, cart) = tokio::join!(
+    let (product, alike, catalogue, stock, cart) = tokio::join!(
         shop.client.get::<ProductAnswer>(&visit.context, "product", &path),
-        shop.client.get::<Vec<Product>>(&visit.context, "recommendation", &alike),
+        shop.client.get::<Vec<String>>(&visit.context, "recommendation", &alike),
+        shop.catalogue(&visit),
         shop.warehouse.available(&visit.context, vec![id.clone()]),
         shop.cart(&visit),
     );
@@ -120,11 +124,21 @@ async fn product(State(shop): State<Shop>, Path(id): Path<String>, visit: Visit)
         Ok(answer) => {
             // Neither recommendations nor stock are worth a broken page.
             let left = stock.ok().and_then(|stock| stock.get(&id).copied());
+            let alike = alike.and_then(|ids| Ok(chosen(&ids, catalogue?.products)));
             let body = views::product(&answer, left, alike.as_deref().map_err(CallError::outcome));
             shop.page(&visit, &answer.product.name, cart.as_ref()).render(StatusCode::OK, &body)
         }
         Err(error) => shop.trouble(&visit, cart.as_ref(), "This product cannot be shown", &error),
     }
+}
+
+/// The products with these ids, in this order.
+fn chosen(ids: &[String], mut products: Vec<Product>) -> Vec<Product> {
+    let mut take = |id: &String| {
+        let at = products.iter().position(|product| product.id == *id)?;
+        Some(products.swap_remove(at))
+    };
+    ids.iter().filter_map(&mut take).collect()
 }
 
 async fn cart(State(shop): State<Shop>, visit: Visit) -> Response {
@@ -149,9 +163,9 @@ async fn add_to_cart(State(shop): State<Shop>, visit: Visit, body: Bytes) -> Res
     let Some(form) = form::<LineForm>(&body).filter(|form| is_id(&form.product)) else {
         return unreadable_form(&shop, &visit);
     };
-    // The price is the product service's to say, not the browser's.
+    // The price is the product service's to say, not the browser's, and now, not when the shelves were last looked at.
     let path = format!("/products/{}", form.product);
-    let answer: Result<ProductAnswer, _> = shop.client.get(&visit.context, "product", &path).await;
+    let answer: Result<ProductAnswer, _> = shop.client.get_now(&visit.context, "product", &path).await;
     let added = match answer {
         Ok(answer) => {
             let line =

@@ -1,7 +1,7 @@
-//! The frame of every page: head, notices, and the footer that shows the mesh at work.
+//! The frame of every page: head, notices and what surrounds the body.
 
-use super::visit::Visit;
-use crate::{request::Call, serving::Replica};
+use super::{footer, visit::Visit};
+use crate::{cache_status::Tally, serving::Replica};
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
@@ -20,6 +20,7 @@ pub(super) struct Page<'a> {
     title: &'a str,
     pieces: Option<u32>,
     notice: Option<Notice>,
+    caches: &'a Tally,
 }
 
 /// Something to tell the person first.
@@ -27,12 +28,18 @@ pub(super) struct Page<'a> {
 pub(super) struct Notice {
     title: String,
     text: String,
+    good: bool,
 }
 
 impl Notice {
     /// Something went wrong.
     pub(super) fn trouble(title: &str, text: &str) -> Self {
-        Self { title: title.to_owned(), text: text.to_owned() }
+        Self { title: title.to_owned(), text: text.to_owned(), good: false }
+    }
+
+    /// Something went as it was wanted.
+    pub(super) fn done(title: &str, text: &str) -> Self {
+        Self { title: title.to_owned(), text: text.to_owned(), good: true }
     }
 }
 
@@ -56,8 +63,14 @@ impl fmt::Display for Text<'_> {
 }
 
 impl<'a> Page<'a> {
-    pub(super) fn new(visit: &'a Visit, replica: &'a Replica, title: &'a str, pieces: Option<u32>) -> Self {
-        Self { visit, replica, title, pieces, notice: None }
+    pub(super) fn new(
+        visit: &'a Visit,
+        replica: &'a Replica,
+        title: &'a str,
+        pieces: Option<u32>,
+        caches: &'a Tally,
+    ) -> Self {
+        Self { visit, replica, title, pieces, notice: None, caches }
     }
 
     pub(super) fn notice(self, notice: Notice) -> Self {
@@ -68,7 +81,8 @@ impl<'a> Page<'a> {
     pub(super) fn render(self, status: StatusCode, body: &str) -> Response {
         let notice = self.notice.as_ref().map_or(String::new(), |notice| {
             format!(
-                r#"<div class="notice" role="alert"><strong>{}</strong><p>{}</p></div>"#,
+                r#"<div class="notice{}" role="alert"><strong>{}</strong><p>{}</p></div>"#,
+                if notice.good { " done" } else { "" },
                 Text(&notice.title),
                 Text(&notice.text)
             )
@@ -91,12 +105,12 @@ impl<'a> Page<'a> {
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title} · Loomhouse</title><link rel="icon" href="/favicon.svg" type="image/svg+xml"><style>{STYLE}</style></head>
 <body><header class="top"><a class="brand" href="/">{MARK}<span>Loomhouse</span></a>
-<nav>{preview}<a class="cart" href="/cart">{pieces}</a></nav></header>
+<nav>{preview}<a href="/office">Office</a><a class="cart" href="/cart">{pieces}</a></nav></header>
 <main>{notice}{body}</main>
 {footer}</body></html>
 "#,
             title = Text(self.title),
-            footer = self.footer(),
+            footer = footer::render(self.visit, self.replica, self.caches),
         );
         let mut answer = (status, Html(page)).into_response();
         let headers = answer.headers_mut();
@@ -112,42 +126,6 @@ impl<'a> Page<'a> {
         }
         answer
     }
-
-    /// Who answered what for this page, and how long it took.
-    fn footer(&self) -> String {
-        let calls = self.visit.context.calls();
-        let trace = self.visit.context.trace_id().unwrap_or("none");
-        let mut rows = String::new();
-        for call in &calls {
-            rows.push_str(&row(call));
-        }
-        format!(
-            r#"<footer class="mesh"><div class="inner"><div class="facts"><span><b>The mesh behind this page</b></span>
-<span>{count} calls</span><span>{total:.1} ms</span><span>rendered by {replica}</span>
-<span>trace <code>{trace}</code></span></div>
-<table><thead><tr><th>Service</th><th>Call</th><th>Answered by</th><th>Version</th><th>Result</th><th>Time</th></tr></thead>
-<tbody>{rows}</tbody></table></div></footer>"#,
-            count = calls.len(),
-            total = self.visit.began.elapsed().as_secs_f64() * 1000.0,
-            replica = Text(&self.replica.name),
-            trace = Text(trace),
-        )
-    }
-}
-
-fn row(call: &Call) -> String {
-    let version = call.version.as_deref().unwrap_or("–");
-    format!(
-        r#"<tr><td>{service}</td><td><code>{what}</code></td><td>{replica}</td><td><span class="version {class}">{version}</span></td><td class="{outcome_class}">{outcome}</td><td class="time">{took:.1} ms</td></tr>"#,
-        service = Text(call.service),
-        what = Text(&call.what),
-        replica = Text(call.replica.as_deref().unwrap_or("–")),
-        class = if version == "v2" { "second" } else { "" },
-        version = Text(version),
-        outcome_class = if call.good { "good" } else { "bad" },
-        outcome = Text(&call.outcome),
-        took = call.took.as_secs_f64() * 1000.0,
-    )
 }
 
 #[cfg(test)]
