@@ -52,6 +52,7 @@ use http_body::Body as _;
 use key::{Class, Unkeyable};
 use lookup::{Lookup, View};
 use rulebook::Rulebook;
+use siblings::OfSibling;
 use status::Report;
 use std::{rc::Rc, sync::Arc, time::SystemTime};
 use store::Store;
@@ -153,8 +154,8 @@ impl Cache {
         }
         let looked = self.find(request, kind, Class::Get, apart);
         match &looked {
-            Looked::Answer(_, how) => self.count(*how),
-            Looked::Stale(..) => self.count(Answered::Stale),
+            Looked::Answer(_, how) => self.count(request, *how),
+            Looked::Stale(..) => self.count(request, Answered::Stale),
             Looked::Go(_) => {}
         }
         looked
@@ -231,7 +232,7 @@ impl Cache {
                 Looked::Answer(response, Answered::Hit)
             }
             View::Part(entry, terms, ranges) => {
-                Looked::Answer(self.serve_part(&entry, &terms, &ranges, now), Answered::Hit)
+                Looked::Answer(self.serve_part(request, &entry, &terms, &ranges, now), Answered::Hit)
             }
             View::Stale { entry, terms, refresh } => {
                 let response = self.serve(request, &entry, &terms, now, Report::hit(0));
@@ -252,7 +253,7 @@ impl Cache {
                 }
             }
             View::Nothing(why, _) if lookup.directives.only_if_cached => {
-                Looked::Answer(self.only_if_cached(why), Answered::Miss(why))
+                Looked::Answer(self.only_if_cached(request, why), Answered::Miss(why))
             }
             View::Nothing(why, stored) => {
                 (lookup.why, lookup.stored) = (why, stored);
@@ -261,12 +262,24 @@ impl Cache {
         }
     }
 
-    fn count(&self, how: Answered) {
-        self.shard.cache_answered(&self.series, how);
+    /// Counts an answer. What siblings ask is counted where it is asked.
+    fn count(&self, request: &Parts, how: Answered) {
+        if !OfSibling::is(request) {
+            self.shard.cache_answered(&self.series, how);
+        }
+    }
+
+    /// Who we are to whoever made a request: a cache behind a cache has another name.
+    fn name(&self, request: &Parts) -> &'static str {
+        match self.name {
+            name if !OfSibling::is(request) => name,
+            "weft" => "weft-sibling",
+            _ => "weft-inbound-sibling",
+        }
     }
 
     /// A request that takes only what is kept (RFC 9111 section 5.2.1.7).
-    fn only_if_cached(&self, why: Forwarded) -> Response<Body> {
+    fn only_if_cached(&self, request: &Parts, why: Forwarded) -> Response<Body> {
         let mut response = Response::new(Body::full(
             "weft: nothing is kept that answers this request, and it says only-if-cached
 ",
@@ -274,7 +287,8 @@ impl Cache {
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        Report { detail: Some("only-if-cached"), ..Report::forwarded(why) }.add_to(headers, self.name);
+        Report { detail: Some("only-if-cached"), ..Report::forwarded(why) }
+            .add_to(headers, self.name(request));
         response
     }
 }

@@ -1,8 +1,13 @@
 //! The inbound direction: a peer calls our application.
 
+mod siblings;
+
 use crate::{
     body::Body,
-    cache::{Answered, Apart, Asking, Change, Looked, Origin, Refresh},
+    cache::{
+        Answered, Apart, Asking, Change, Looked, Origin, Refresh,
+        siblings::{OfSibling, ToSibling, WEFT_CACHE_ASK},
+    },
     context::Call,
     error::{Error, Kind},
     exchange::{Back, Handler},
@@ -86,7 +91,8 @@ impl Inbound {
             call.started(),
         ));
         let admission = live.admission(&self.worker, &self.served);
-        let passed = self.limit(&admission, head)?;
+        // A sibling has counted what it asks.
+        let passed = if OfSibling::is(head) { Passed::default() } else { self.limit(&admission, head)? };
         let cache = if tunnel { None } else { admission.cache.as_ref() };
         let change = match cache {
             Some(cache) if !cache.is_question(head, &body) => Change::of(head),
@@ -190,6 +196,10 @@ impl Origin for Application<'_> {
         }
         Ok(response)
     }
+
+    async fn ask(&mut self, question: ToSibling<'_>) -> Option<Response<Body>> {
+        self.ask_sibling(question).await
+    }
 }
 
 /// Nobody waits for interim answers to what is fetched in the background.
@@ -285,6 +295,9 @@ impl Handler for Inbound {
     async fn handle(&self, request: Request<Body>, back: &dyn Back) -> Response<Body> {
         let live = self.worker.live();
         let (mut head, body) = request.into_parts();
+        if head.headers.contains_key(WEFT_CACHE_ASK) {
+            return Box::pin(self.asked(head, body, back)).await;
+        }
         let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Inbound, &mut head);
         call.series = Some(self.series.clone());
         call.note(|log| {

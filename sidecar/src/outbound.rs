@@ -5,6 +5,7 @@ mod destination;
 mod dressing;
 mod mirroring;
 mod payload;
+mod siblings;
 mod tunnel;
 mod upstream;
 

@@ -9,7 +9,7 @@ mod group;
 
 use crate::{
     body::Body,
-    cache::siblings::{Ask, Asked, WEFT_CACHE_ASK},
+    cache::siblings::{Ask, Asked, ToSibling, WEFT_CACHE_ASK},
     error::Kind,
     exchange::{Back, Failed},
     http1,
@@ -21,7 +21,7 @@ use crate::{
     worker::Worker,
 };
 use group::{Group, Sibling};
-use http::{HeaderName, Response, StatusCode, Version, request::Parts};
+use http::{HeaderValue, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use std::{
@@ -45,9 +45,6 @@ const WHOLE: u64 = 64 * 1024;
 const SEEK_AGAIN: Duration = Duration::from_secs(5);
 /// How long an answer is waited for where requests do not wait for each other's fetches.
 const WAIT: Duration = Duration::from_secs(5);
-/// What an origin says for caches like ours; it goes on to the sidecar that asked.
-const FOR_US: HeaderName = HeaderName::from_static("weft-cache-control");
-
 /// One worker's siblings.
 #[derive(Default)]
 pub(crate) struct Siblings {
@@ -60,17 +57,10 @@ pub(crate) struct Siblings {
     queue: Queue,
 }
 
-/// What is to be asked.
+/// A question, and what is known of who asks.
 pub(crate) struct Question<'a> {
-    /// The key's text.
-    pub(crate) key: &'a [u8],
+    pub(crate) to: ToSibling<'a>,
     pub(crate) ask: &'a Ask,
-    /// The request as its caller made it.
-    pub(crate) head: &'a Parts,
-    /// How long a sign of life is waited for.
-    pub(crate) patience: Duration,
-    /// How long a sibling that is at work is waited for.
-    pub(crate) wait: Option<Duration>,
     /// When the caller's time is up.
     pub(crate) until: Deadline,
     /// Where interim answers of the origin go.
@@ -93,15 +83,15 @@ impl Siblings {
             None => Box::pin(self.find(worker, live, &question)).await?,
         };
         let metrics = worker.metrics();
-        let choice = group.choose(hash64(question.key), began.into());
+        let choice = group.choose(hash64(question.to.key), began.into());
         if choice.left_out {
             metrics.sibling_asked(SiblingAsked::LeftOut);
         }
         let sibling = choice.sibling?;
-        let head = question.head(question.ask)?;
+        let head = question.head()?;
         let asked = sibling.trust.borrow_mut().asked(began.into());
         let limits = &live.snapshot.mesh.limits;
-        let until = began + question.wait.unwrap_or(WAIT);
+        let until = began + question.to.wait.unwrap_or(WAIT);
         let until = question.until.instant().map_or(until, |at| until.min(at.into()));
         let heard = Heard { back: question.back, working: Cell::new(false) };
         let attempt = Attempt {
@@ -118,7 +108,7 @@ impl Siblings {
         let flight = sibling.endpoint.begin();
         let wire = sibling.endpoint.wire(&attempt);
         let exchange = sibling.endpoint.exchange(wire, &head, Body::Empty, &attempt);
-        let outcome = wait(exchange, &heard, began + question.patience, until).await;
+        let outcome = wait(exchange, &heard, began + question.to.patience, until).await;
         let outcome = match outcome {
             Outcome::Answered(response) => take(response, until).await,
             other => other,
@@ -166,7 +156,7 @@ impl Siblings {
         if self.sought.get().is_some_and(|at| now < at + SEEK_AGAIN) {
             return None;
         }
-        let live = timeout(question.patience, worker.ask_for(service.clone())).await;
+        let live = timeout(question.to.patience, worker.ask_for(service.clone())).await;
         let found =
             live.ok().and_then(Result::ok).and_then(|live| self.known(worker, &live, question.served));
         if found.is_none() {
@@ -186,10 +176,13 @@ impl Siblings {
 
 impl Question<'_> {
     /// The request as it goes to a sibling.
-    fn head(&self, ask: &Ask) -> Option<Parts> {
-        let mut head = self.head.clone();
+    fn head(&self) -> Option<Parts> {
+        let mut head = self.to.request.clone();
         message::strip_own(&mut head.headers);
-        head.headers.insert(WEFT_CACHE_ASK, ask.value()?);
+        head.headers.insert(WEFT_CACHE_ASK, self.ask.value()?);
+        if self.to.anew {
+            head.headers.append(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        }
         Some(head)
     }
 }
@@ -278,14 +271,8 @@ fn judged(response: Response<Body>) -> Outcome {
 async fn take(mut response: Response<Body>, until: Instant) -> Outcome {
     let headers = response.headers_mut();
     http1::strip_hop_by_hop(headers, false);
-    let own: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with("weft-") && **name != FOR_US)
-        .cloned()
-        .collect();
-    for name in own {
-        headers.remove(name);
-    }
+    // What an application says to caches like ours is for us as well.
+    message::strip_own_of_answer(headers);
     let is_small = response.body().size_hint().upper().is_some_and(|bytes| bytes <= WHOLE);
     if !is_small || matches!(response.body(), Body::Empty | Body::Full(_)) {
         return Outcome::Answered(response);

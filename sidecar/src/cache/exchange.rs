@@ -11,6 +11,7 @@ use super::{
     key::{self, BodyDigest, Class},
     lookup::{self, Lookup},
     seconds_now,
+    siblings::ToSibling,
     status::Report,
     storing::{Bypass, Kind},
     vary,
@@ -38,6 +39,12 @@ pub(crate) trait Origin {
         request: &mut Parts,
         body: Body,
     ) -> impl Future<Output = Result<Response<Body>, Error>>;
+
+    /// Asks the sidecar that a key belongs to. `None` if that is this one, or if it does not answer: then
+    /// [`Self::fetch`] is for it to do.
+    fn ask(&mut self, _question: ToSibling<'_>) -> impl Future<Output = Option<Response<Body>>> {
+        async { None }
+    }
 }
 
 /// A request on its way, and how long it may wait.
@@ -85,7 +92,7 @@ impl Cache {
             Step::Fetch(lookup) => self.turn(lookup, asking, body, origin).await,
         };
         if let Ok((_, how)) = &given {
-            self.count(*how);
+            self.count(asking.request, *how);
         }
         given
     }
@@ -93,9 +100,10 @@ impl Cache {
     /// Past the cache.
     async fn pass(&self, why: Bypass, asking: &Asking<'_>, body: Body, origin: &mut impl Origin) -> Given {
         let mut sent = asking.request.clone();
-        let mut response =
-            origin.fetch(&mut sent, body).await.inspect_err(|_| self.count(Answered::Bypass(why)))?;
-        Report::bypassed(why).add_to(response.headers_mut(), self.name);
+        let request = asking.request;
+        let given = origin.fetch(&mut sent, body).await;
+        let mut response = given.inspect_err(|_| self.count(request, Answered::Bypass(why)))?;
+        Report::bypassed(why).add_to(response.headers_mut(), self.name(request));
         Ok((response, Answered::Bypass(why)))
     }
 
@@ -208,7 +216,7 @@ impl Cache {
         origin: &mut impl Origin,
     ) -> Given {
         let given = self.fetch(lookup, filler, alone, request, body, origin).await;
-        given.inspect_err(|_| self.count(Answered::Miss(lookup.why)))
+        given.inspect_err(|_| self.count(request, Answered::Miss(lookup.why)))
     }
 
     /// How long a request may wait for another's fetch; `None` if another's answer would not do.

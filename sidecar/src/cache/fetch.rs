@@ -12,6 +12,7 @@ use super::{
     lookup::{self, Lookup},
     range::{self, Part},
     seconds_now,
+    siblings::{OfSibling, ToSibling},
     status::{self, Forwarded, Report},
     storing::{self, Asked, Keep, Kind, Refusal},
     vary,
@@ -56,7 +57,10 @@ impl Cache {
         let mut sent = request.clone();
         let asked = self.ask(lookup, alone, request, &mut sent.headers);
         let mut arrival = Arrival { requested: seconds_now(), received: 0 };
-        let mut outcome = origin.fetch(&mut sent, body).await;
+        let mut outcome = match self.ask_sibling(lookup, alone, &sent, origin).await {
+            Some(response) => Ok(response),
+            None => origin.fetch(&mut sent, body).await,
+        };
         arrival.received = seconds_now();
         let mut filler = filler;
         if let Ok(response) = &outcome
@@ -91,10 +95,28 @@ impl Cache {
                     filler.failed();
                 }
                 let headers = error.headers.get_or_insert_default();
-                Report::forwarded(lookup.why).add_to(headers, self.name);
+                Report::forwarded(lookup.why).add_to(headers, self.name(request));
                 Err(error)
             }
         }
+    }
+
+    /// Asks whoever of our siblings the key belongs to, where policy says so and where others may want the answer too.
+    async fn ask_sibling(
+        &self,
+        lookup: &Lookup,
+        alone: Option<Alone>,
+        sent: &Parts,
+        origin: &mut impl Origin,
+    ) -> Option<Response<Body>> {
+        let patience = self.rules.tiers.siblings?;
+        if alone.is_some() || !matches!(lookup.kind, Kind::Get | Kind::Head) || OfSibling::is(sent) {
+            return None;
+        }
+        let key = &lookup.key[..];
+        let anew = self.store.changed.is_lately(key, seconds_now());
+        let question = ToSibling { key, request: sent, anew, patience, wait: self.rules.coalesce };
+        Box::pin(origin.ask(question)).await
     }
 
     /// Makes a request one whose answer is good for all: it asks whether what is kept is still so, or for all there is.
@@ -246,9 +268,9 @@ impl Cache {
         status::add_via(&mut head.headers, head.version);
         let Some(filler) = filler else {
             self.after_head(lookup, request, &head, arrival);
-            self.untag(&mut head.headers);
+            self.untag_for(request, &mut head.headers);
             self.shard.cache_refused(&self.series, Refusal::Head);
-            report.refused(Refusal::Head).add_to(&mut head.headers, self.name);
+            report.refused(Refusal::Head).add_to(&mut head.headers, self.name(request));
             return (Response::from_parts(head, body), how);
         };
         if head.status.is_success() {
@@ -281,12 +303,19 @@ impl Cache {
         if report.detail.is_none() && alone == Some(Alone::Crowded) {
             report.detail = Some("crowded");
         }
-        self.untag(&mut head.headers);
+        self.untag_for(request, &mut head.headers);
         if has_not_changed(request, &mut head, arrival) {
             body = Body::Empty;
         }
-        report.add_to(&mut head.headers, self.name);
+        report.add_to(&mut head.headers, self.name(request));
         (Response::from_parts(head, body), how)
+    }
+
+    /// Takes labels away that are not for whoever made a request: siblings keep answers by them.
+    fn untag_for(&self, request: &Parts, headers: &mut HeaderMap) {
+        if !OfSibling::is(request) {
+            self.untag(headers);
+        }
     }
 
     /// Takes labels away that are not for callers.

@@ -49,7 +49,11 @@ impl Cache {
         let no_vary = self.store.queries.of(|| key::resource(SCHEME, authority, &target.path));
         let rules = &self.rules.key;
         let uri = key::uri(SCHEME, authority, &target.path, query, rules, no_vary.as_deref());
-        self.store.invalidate(&uri, seconds_now());
+        let now = seconds_now();
+        if self.rules.tiers.siblings.is_some() {
+            self.store.changed.note(&uri, now);
+        }
+        self.store.invalidate(&uri, now);
     }
 }
 

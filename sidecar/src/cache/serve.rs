@@ -7,6 +7,7 @@ use super::{
     entry::Entry,
     freshness::Terms,
     range::{self, Piece, Ranges, Wanted},
+    siblings::OfSibling,
     status::{self, Report},
 };
 use crate::body::Body;
@@ -28,12 +29,13 @@ impl Cache {
             answer.part(entry, &ranges, 0, entry.length() as u64);
         }
         report.ttl = Some(terms.left(now));
-        answer.finish(self, terms.age(now), &report)
+        answer.finish(self, request, terms.age(now), &report)
     }
 
     /// The answer by a part that is kept.
     pub(super) fn serve_part(
         &self,
+        request: &Parts,
         entry: &Entry,
         terms: &Terms,
         ranges: &Ranges,
@@ -46,7 +48,7 @@ impl Cache {
             None => (0, entry.length() as u64),
         };
         answer.part(entry, ranges, start, complete);
-        answer.finish(self, terms.age(now), &Report::hit(terms.left(now)))
+        answer.finish(self, request, terms.age(now), &Report::hit(terms.left(now)))
     }
 
     /// The answer by a response whose head is here and whose body is on its way.
@@ -70,7 +72,21 @@ impl Cache {
             answer.body = body;
         }
         report.ttl = Some(terms.left(now));
-        answer.finish(self, terms.age(now), &report)
+        answer.finish(self, request, terms.age(now), &report)
+    }
+}
+
+impl Cache {
+    /// Puts labels back that were taken away when an answer was kept.
+    fn tag(&self, entry: &Entry, headers: &mut HeaderMap) {
+        let Some(tags) = self.rules.tags.as_ref().filter(|tags| tags.strip) else { return };
+        let all = entry.tags().collect::<Vec<_>>().join(&b","[..]);
+        // They came in a field, so they fit into one.
+        if let Ok(all) = HeaderValue::from_bytes(&all)
+            && !all.is_empty()
+        {
+            headers.insert(tags.header.clone(), all);
+        }
     }
 }
 
@@ -152,9 +168,12 @@ impl<'a> Answer<'a> {
         self.status = StatusCode::PARTIAL_CONTENT;
     }
 
-    fn finish(mut self, cache: &Cache, age: u32, report: &Report) -> Response<Body> {
+    fn finish(mut self, cache: &Cache, request: &Parts, age: u32, report: &Report) -> Response<Body> {
+        if OfSibling::is(request) {
+            cache.tag(self.entry, &mut self.headers);
+        }
         status::set_age(&mut self.headers, age);
-        report.add_to(&mut self.headers, cache.name);
+        report.add_to(&mut self.headers, cache.name(request));
         let mut response = Response::new(self.body);
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;

@@ -3,11 +3,15 @@
 //! Siblings are the sidecars of one service. Each key has an owner among them, by rendezvous hashing, so that one that
 //! comes or goes moves its own keys and no others.
 
-use http::{HeaderName, HeaderValue};
-use std::time::{Duration, Instant};
+use http::{HeaderName, HeaderValue, request::Parts};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 use weft_config::{
     identity::{ServiceName, SpiffeId},
-    snapshot::rendezvous,
+    snapshot::{hash64, rendezvous},
 };
 
 /// What one sidecar asks another of its service. Only sidecars say it, and only to their own kind.
@@ -17,6 +21,77 @@ pub(crate) const WEFT_CACHE_ASK: HeaderName = HeaderName::from_static("weft-cach
 const LEFT_OUT: Duration = Duration::from_secs(1);
 /// The longest that one is left out.
 const LEFT_OUT_MAX: Duration = Duration::from_secs(30);
+
+/// URIs of which it is remembered that they were changed through this sidecar, and for how many seconds.
+const CHANGED: usize = 4096;
+const CHANGED_FOR: u32 = 600;
+
+/// In a request's extensions it says that a sibling asked: it is answered from here or by the origin, and by nobody else.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OfSibling;
+
+impl OfSibling {
+    /// Whether a sibling made this request.
+    pub(crate) fn is(request: &Parts) -> bool {
+        request.extensions.get::<Self>().is_some()
+    }
+}
+
+/// What a sibling is to be asked.
+#[derive(Clone, Copy)]
+pub(crate) struct ToSibling<'a> {
+    /// The key's text.
+    pub(crate) key: &'a [u8],
+    /// The request as it would go to the origin.
+    pub(crate) request: &'a Parts,
+    /// What it keeps may be older than a change that was made through this sidecar: the origin has to confirm it.
+    pub(crate) anew: bool,
+    /// How long a sign of life is waited for.
+    pub(crate) patience: Duration,
+    /// How long one that is at work is waited for; `None` where requests do not wait for each other.
+    pub(crate) wait: Option<Duration>,
+}
+
+/// What was changed through this sidecar lately. What siblings keep of it may be from before.
+#[derive(Default)]
+pub(crate) struct Changed(Mutex<Recent>);
+
+#[derive(Default)]
+struct Recent {
+    at: HashMap<u64, u32, foldhash::fast::RandomState>,
+    order: VecDeque<(u64, u32)>,
+}
+
+impl Changed {
+    /// A URI was changed; `now` in seconds since 1970.
+    pub(crate) fn note(&self, uri: &[u8], now: u32) {
+        let hash = hash64(uri);
+        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Recent { at, order } = &mut *recent;
+        while let Some((old, since)) = order.front().copied()
+            && (order.len() >= CHANGED || now.saturating_sub(since) > CHANGED_FOR)
+        {
+            order.pop_front();
+            // It may have been changed once more since.
+            if at.get(&old) == Some(&since) {
+                at.remove(&old);
+            }
+        }
+        if at.insert(hash, now) != Some(now) {
+            order.push_back((hash, now));
+        }
+    }
+
+    /// Whether the URI of a key was.
+    pub(crate) fn is_lately(&self, key: &[u8], now: u32) -> bool {
+        let recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.at.is_empty() {
+            return false;
+        }
+        let end = key.iter().position(|byte| *byte == b'\n').map_or(key.len(), |end| end + 1);
+        recent.at.get(&hash64(&key[..end])).is_some_and(|at| now.saturating_sub(*at) <= CHANGED_FOR)
+    }
+}
 
 /// Where an answer is to come from, whoever of the siblings gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +201,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rstest::rstest;
-    use weft_config::snapshot::hash64;
 
     fn outbound(service: &str, scope: u64) -> Ask {
         Ask::Outbound { service: ServiceName::new("shop", service), port: 8080, scope }
@@ -163,6 +237,28 @@ mod tests {
     #[case("sideways")]
     fn what_is_no_ask_is_none(#[case] text: &str) {
         assert_eq!(Ask::read(&HeaderValue::from_str(text).expect("a value")), None);
+    }
+
+    #[test]
+    fn what_was_changed_here_is_remembered_for_a_while() {
+        let changed = Changed::default();
+        changed.note(b"http://a/b\n", 100);
+        assert!(changed.is_lately(b"http://a/b\nG\nSx", 100) && changed.is_lately(b"http://a/b\nG\nSx", 700));
+        assert!(!changed.is_lately(b"http://a/b\nG\nSx", 701));
+        assert!(!changed.is_lately(b"http://a/b?c\nG\nSx", 100));
+    }
+
+    #[test]
+    fn what_was_changed_is_remembered_within_bounds_the_latest_first() {
+        let changed = Changed::default();
+        let uri = |n: u32| format!("http://a/{n}\n").into_bytes();
+        (0..10_000).for_each(|n| changed.note(&uri(n % 5000), n / 100));
+        let recent = changed.0.lock().unwrap();
+        assert!(recent.at.len() <= CHANGED && recent.order.len() <= CHANGED);
+        drop(recent);
+        assert!(changed.is_lately(&uri(4999), 100) && !changed.is_lately(&uri(0), 100));
+        changed.note(&uri(1), 10_000);
+        assert_eq!(changed.0.lock().unwrap().at.len(), 1, "the rest is too long ago");
     }
 
     fn name(n: usize) -> u64 {

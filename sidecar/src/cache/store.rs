@@ -96,6 +96,7 @@ pub(crate) struct Store {
     turn: AtomicUsize,
     sweep: Mutex<Sweep>,
     pub(super) fills: super::fill::Fills,
+    pub(super) changed: super::siblings::Changed,
     /// What resources say of their queries.
     pub(super) queries: super::queries::Queries,
     counts: Counts,
@@ -167,6 +168,7 @@ impl Store {
             turn: AtomicUsize::new(0),
             sweep: Mutex::default(),
             fills: super::fill::Fills::default(),
+            changed: super::siblings::Changed::default(),
             queries: super::queries::Queries::default(),
             counts: Counts::default(),
         }

@@ -3,7 +3,7 @@
 use super::{Attempts, Chosen, Outbound, Routed, Target, Time};
 use crate::{
     body::Body,
-    cache::{self, Refresh},
+    cache::{self, Refresh, siblings::ToSibling},
     context::Call,
     error::Error,
     exchange::Back,
@@ -55,6 +55,10 @@ impl cache::Origin for Upstream<'_> {
         let mut response = attempts.run(self.call, head, body).await?;
         chosen.filters().response.apply(response.headers_mut());
         Ok(response)
+    }
+
+    async fn ask(&mut self, question: ToSibling<'_>) -> Option<Response<Body>> {
+        self.ask_sibling(question).await
     }
 }
 

@@ -94,8 +94,13 @@ impl Group {
         }
     }
 
-    /// Whom a key belongs to, among those who can be asked.
+    /// Whom a key belongs to, among those who can be asked. Whoever is chosen comes before us in an order that is the
+    /// same for all, whatever each of us knows of the others: so no two can wait for each other.
     pub(super) fn choose(&self, key: u64, now: Instant) -> Choice {
+        if !self.members.iter().any(|member| member.sibling.is_none()) {
+            // We do not count among them (yet, or any more).
+            return Choice { sibling: None, left_out: false };
+        }
         let names = |can: &dyn Fn(&Sibling) -> bool| {
             let one = |member: &Member| (member.id, member.sibling.as_deref().is_none_or(can));
             owner(key, self.members.iter().map(one))
@@ -218,6 +223,41 @@ mod tests {
         let gone = group(vec![place(0, Some("front")), place(2, Some("front"))], Some(&second));
         let back = group(all(3), Some(&gone));
         assert!(owners(&back, now).iter().flatten().any(|name| &**name == "front-1"), "it is a new one");
+    }
+
+    #[test]
+    fn one_that_is_not_among_them_asks_nobody() {
+        let others = all(4).into_iter().skip(1).collect();
+        assert!(owners(&group(others, None), Instant::now()).iter().all(Option::is_none));
+    }
+
+    proptest::proptest! {
+        /// Whatever each of two knows, only one of them can ever ask the other about a key.
+        #[test]
+        fn no_two_wait_for_each_other(
+            key: u64,
+            known in proptest::collection::vec(proptest::bool::ANY, 8),
+            failed in proptest::collection::vec(proptest::bool::ANY, 8),
+        ) {
+            let now = Instant::now();
+            let service = ServiceName::new("shop", "front");
+            let asks = |own: u8, other: u8, known: &[bool], failed: &[bool]| {
+                let is_known = |n: u8| n == own || n == other || known[usize::from(n)];
+                let places: Vec<Place> =
+                    (0..8).filter(|n| is_known(*n)).map(|n| place(n, Some("front"))).collect();
+                let name = format!("front-{own}");
+                let group = Group::new(&service, 8080, &places.into(), (identity("front"), &name), None, None);
+                for n in (0..8).filter(|n| is_known(*n) && *n != own && failed[usize::from(*n)]) {
+                    fail(&group, n, now);
+                }
+                let chosen = group.choose(key, now).sibling;
+                chosen.is_some_and(|sibling| *sibling.endpoint.place.workload == *format!("front-{other}"))
+            };
+            let none = [false; 8];
+            let one = asks(0, 1, &known, &failed) || asks(0, 1, &none, &none);
+            let other = asks(1, 0, &failed, &known) || asks(1, 0, &none, &none);
+            proptest::prop_assert!(!(one && other));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Error;
-use http::HeaderValue;
+use http::HeaderName;
 use http_body_util::Full;
 use std::future::{pending, ready};
 use tokio::{task::LocalSet, time::sleep};
@@ -232,19 +232,14 @@ fn a_question_is_the_callers_request_with_what_is_wanted_and_nothing_else_of_our
         .body(());
     let (head, ()) = request.expect("a request").into_parts();
     let ask = Ask::Outbound { service: ServiceName::new("shop", "product"), port: 8080, scope: 7 };
-    let question = Question {
-        key: b"",
-        ask: &ask,
-        head: &head,
-        patience: PATIENCE,
-        wait: None,
-        until: Deadline::NONE,
-        back: &Kept::default(),
-        served: None,
-    };
-    let sent = question.head(&ask).expect("a head");
+    let to = ToSibling { key: b"", request: &head, anew: false, patience: PATIENCE, wait: None };
+    let back = Kept::default();
+    let question = |to| Question { to, ask: &ask, until: Deadline::NONE, back: &back, served: None };
+    let sent = question(to).head().expect("a head");
     assert_eq!((&sent.method, &sent.uri), (&head.method, &head.uri));
     assert_eq!(sent.headers.len(), 2);
     assert_eq!(sent.headers[WEFT_CACHE_ASK], "outbound shop/product 8080 0000000000000007");
     assert_eq!(sent.headers["accept"], "text/html");
+    let sent = question(ToSibling { anew: true, ..to }).head().expect("a head");
+    assert_eq!(sent.headers["cache-control"], "no-cache", "what was changed here must not come from before");
 }
