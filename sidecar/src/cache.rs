@@ -24,6 +24,7 @@ mod store;
 mod stored;
 mod storing;
 mod structured;
+mod tiers;
 mod upkeep;
 mod vary;
 mod view;
@@ -37,6 +38,7 @@ pub(crate) use store::Stores;
 pub(crate) use stored::tests::hit;
 pub(crate) use stored::{Stored, unfold};
 pub(crate) use storing::{Bypass, Refusal};
+pub(crate) use tiers::Tiers;
 pub(crate) use upkeep::keep_up;
 pub(crate) use view::describe;
 

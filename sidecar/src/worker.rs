@@ -89,7 +89,8 @@ impl Shared {
         access_log: AccessLog,
         log_level: Option<Level>,
     ) -> Self {
-        let caches = Arc::<cache::Stores>::default();
+        let on_disk = settings.state_dir.as_ref().map(|dir| dir.join("cache"));
+        let caches = Arc::new(cache::Stores::new(cache::Tiers::new(metrics.tiers.clone(), on_disk)));
         metrics.set_kept(caches.clone());
         Self {
             settings,

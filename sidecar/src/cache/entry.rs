@@ -4,9 +4,12 @@
 //! body lie one after the other in one allocation; fields lie there the way HTTP/1 writes them, with their lengths
 //! before them, so that HTTP/1 sends them as they are and a `HeaderMap` is made of them without copying a value.
 
+pub(in crate::cache) mod packed;
+
 use crate::{
     body::Body,
     http1::{HeaderCase, write_field_name},
+    telemetry::metrics::Tier,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -124,6 +127,8 @@ pub(crate) struct Entry {
     status: StatusCode,
     flags: u16,
     standing: AtomicU8,
+    /// The tier that it was found in, if it did not come from its origin.
+    brought: Option<Tier>,
 }
 
 /// A body shared with the entry that came before.
@@ -219,6 +224,7 @@ impl Entry {
             status: draft.status,
             flags: draft.flags,
             standing: AtomicU8::new(STANDS),
+            brought: None,
         })
     }
 
@@ -274,6 +280,7 @@ impl Entry {
             status: self.status,
             flags: self.flags,
             standing: AtomicU8::new(self.standing.load(Ordering::Relaxed)),
+            brought: self.brought,
         }
     }
 
@@ -328,6 +335,11 @@ impl Entry {
 
     pub(crate) fn extent(&self) -> Option<Extent> {
         self.extent.as_deref().copied()
+    }
+
+    /// The tier that it was found in, if it did not come from its origin.
+    pub(crate) fn brought(&self) -> Option<Tier> {
+        self.brought
     }
 
     /// How the origin spelled its fields, as an extension of the response.

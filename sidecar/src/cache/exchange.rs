@@ -148,10 +148,16 @@ impl Cache {
     ) -> Given {
         let request = asking.request;
         let Some(most) = self.patience(&lookup, asking) else {
-            let filler = (lookup.kind != Kind::Head).then(|| {
+            let mut filler = (lookup.kind != Kind::Head).then(|| {
                 let common = common(&lookup, request);
                 self.store.fetch_alone(lookup.key(), Key::new(&common))
             });
+            if let Some(turn) = filler.take() {
+                match self.look_farther(&mut lookup, request, turn).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(turn) => filler = Some(turn),
+                }
+            }
             return self.ask_origin(&lookup, filler, None, request, body, origin).await;
         };
         for _ in 0..ROUNDS {
@@ -198,6 +204,13 @@ impl Cache {
             {
                 return Ok(answer);
             }
+            let filler = match alone {
+                Some(_) => filler,
+                None => match self.look_farther(&mut lookup, request, filler).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(filler) => filler,
+                },
+            };
             return self.ask_origin(&lookup, Some(filler), alone, request, body, origin).await;
         }
         let common = common(&lookup, request);
@@ -246,7 +259,7 @@ impl Cache {
     }
 
     /// Whether another's answer is for this request too, and may be given as it is.
-    fn usable(&self, lookup: &Lookup, request: &Parts, entry: &Entry) -> Option<Terms> {
+    pub(super) fn usable(&self, lookup: &Lookup, request: &Parts, entry: &Entry) -> Option<Terms> {
         if entry.extent().is_some() || !vary::selects(entry.selector(), &request.headers) {
             return None;
         }

@@ -11,7 +11,6 @@ use super::{
 use http::request::Parts;
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
-use std::sync::Arc;
 use weft_config::snapshot::{CacheRules, CacheTierRules};
 
 /// A mark for the rules that say what is kept and for how long: in an entry's flags, in the bits that are free there.
@@ -51,6 +50,11 @@ impl Cache {
         found.iter().any(|entry| !self.rulebook.is_of(entry))
     }
 
+    /// Whether an entry was kept by the rules that hold now.
+    pub(super) fn is_by_these(&self, entry: &Entry) -> bool {
+        self.rulebook.is_of(entry)
+    }
+
     /// Judges what was kept by other rules by those that hold now. What they would not keep goes.
     pub(super) fn rejudge(&self, lookup: &Lookup, request: &Parts, found: &Variants) {
         for entry in found.iter().filter(|entry| !self.rulebook.is_of(entry)) {
@@ -62,7 +66,8 @@ impl Cache {
         }
     }
 
-    fn rejudged(&self, lookup: &Lookup, request: &Parts, entry: &Arc<Entry>) -> Option<Entry> {
+    /// What an entry is by the rules that hold now; `None` if they would not keep it.
+    pub(super) fn rejudged(&self, lookup: &Lookup, request: &Parts, entry: &Entry) -> Option<Entry> {
         let fields = entry.headers();
         let times = entry.times();
         let arrival = Arrival { requested: times.requested, received: times.received };

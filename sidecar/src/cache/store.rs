@@ -14,7 +14,12 @@ pub(super) use shard::PLACE;
 pub(crate) use shard::Top;
 pub(crate) use stores::Stores;
 
-use super::entry::{Entry, Key, Variants};
+use super::{
+    entry::{Entry, Key, Variants},
+    tiers::{self, Farther},
+};
+use arc_swap::ArcSwapOption;
+use http::HeaderMap;
 use marks::Marks;
 use shard::{Removed, Shard, Spot};
 use std::{
@@ -99,6 +104,8 @@ pub(crate) struct Store {
     pub(super) changed: super::siblings::Changed,
     /// What resources say of their queries.
     pub(super) queries: super::queries::Queries,
+    /// Further places that get what is stored here.
+    farther: ArcSwapOption<Farther>,
     counts: Counts,
 }
 
@@ -170,6 +177,7 @@ impl Store {
             fills: super::fill::Fills::default(),
             changed: super::siblings::Changed::default(),
             queries: super::queries::Queries::default(),
+            farther: ArcSwapOption::empty(),
             counts: Counts::default(),
         }
     }
@@ -180,6 +188,32 @@ impl Store {
         self.object.store(bounds.object, Ordering::Relaxed);
         self.variants.store(bounds.variants, Ordering::Relaxed);
         while self.used.load(Ordering::Relaxed) > bounds.bytes && self.evict(now) {}
+    }
+
+    /// Takes on what a new policy says of further places.
+    pub(super) fn set_farther(&self, farther: Option<Arc<Farther>>) {
+        let same = match (&*self.farther.load(), &farther) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            self.farther.store(farther);
+        }
+    }
+
+    /// Looks in further places for what is not here. What is found is not stored here yet; it is judged like anything
+    /// that is, by whoever asked. Waits no longer than the policy allows, and never fails.
+    pub(crate) async fn look_farther(&self, key: Key<'_>, request: &HeaderMap, now: u32) -> Option<Entry> {
+        let farther = self.farther.load_full()?;
+        // Before anything is asked: a purge from now on is for what is found, too.
+        let epoch = self.epoch();
+        farther.look_up(key.text(), request, now, epoch, self.object_limit()).await
+    }
+
+    /// Whether there are further places to look in.
+    pub(crate) fn has_farther(&self) -> bool {
+        self.farther.load().is_some()
     }
 
     /// The largest body that is kept.
@@ -267,6 +301,9 @@ impl Store {
         self.counts.entries.fetch_sub(removed.entries, Ordering::Relaxed);
         self.release(removed.bytes);
         self.free(useless, &self.counts.expired);
+        if let Some(farther) = &*self.farther.load() {
+            farther.keep(entry);
+        }
         Ok(())
     }
 
@@ -351,6 +388,7 @@ impl Store {
     /// Purges what is stored under one key; a hard purge holds for what is under way too. Gives how many entries there
     /// were.
     pub(crate) fn purge_key(&self, key: Key<'_>, manner: Manner, now: u32) -> u64 {
+        self.purge_farther(key);
         let spot = Spot::of(key.hash());
         match manner {
             Manner::Hard => {
@@ -373,7 +411,16 @@ impl Store {
     /// Purges everything whose key has this for its first line, stored or under way: all that is kept of one URI. Cheap
     /// enough for every request that changes something.
     pub(crate) fn invalidate(&self, uri: &[u8], now: u32) {
-        self.remember(Key::new(uri), now);
+        let uri = Key::new(uri);
+        self.remember(uri, now);
+        self.purge_farther(uri);
+    }
+
+    /// Purges all that further places keep of a key's URI.
+    fn purge_farther(&self, key: Key<'_>) {
+        if let Some(farther) = &*self.farther.load() {
+            farther.purge_uri(key.text());
+        }
     }
 
     fn remember(&self, text: Key<'_>, now: u32) {
@@ -394,6 +441,7 @@ impl Store {
     /// Takes out one entry if it is still there: one that turned out to be of no use.
     pub(crate) fn remove(&self, entry: &Arc<Entry>) {
         let key = entry.key();
+        self.purge_farther(key);
         let mut removed = Removed::default();
         self.part(key.hash()).write().remove_some(
             Spot::of(key.hash()),
@@ -410,6 +458,9 @@ impl Store {
         while self.marks.listed() >= LISTED_MAX {
             self.sweep(BATCH, now);
         }
+        if let Some(farther) = &*self.farther.load() {
+            farther.purge(&what);
+        }
         self.marks.add(what, manner)
     }
 
@@ -424,6 +475,7 @@ impl Store {
         while self.is_pending(mark) {
             self.sweep(BATCH, now);
         }
+        tiers::settle(self.farther.load_full());
         mark.found()
     }
 

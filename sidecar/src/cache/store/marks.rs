@@ -5,7 +5,10 @@
 //! compares two numbers unless something was purged since. What is purged by key or by URI is found by a hash, so that
 //! an origin that is written to often costs a look-up each and no list; the rest is a short list of purges by hand.
 
-use crate::cache::entry::{Entry, Key};
+use crate::cache::{
+    entry::{Entry, Key},
+    tiers::Wider,
+};
 use arc_swap::ArcSwap;
 use std::{
     collections::HashMap,
@@ -35,6 +38,15 @@ pub(crate) enum What {
 }
 
 impl What {
+    /// The same, or a little more, in a form that can be written down.
+    pub(in crate::cache) fn wider(&self) -> Wider {
+        match self {
+            Self::All | Self::Keys(_) => Wider::All,
+            Self::Prefix(prefix) => Wider::Prefix(prefix.clone()),
+            Self::Tag(tag) => Wider::Tag(tag.clone()),
+        }
+    }
+
     fn means<'t>(&self, key: &[u8], mut tags: impl Iterator<Item = &'t [u8]>) -> bool {
         match self {
             Self::All => true,

@@ -3,7 +3,7 @@
 
 use super::{Bounds, Manner, Store, What};
 use crate::{
-    cache::entry::Key,
+    cache::{entry::Key, tiers::Tiers},
     telemetry::metrics::{Kept, KeptNow, KeptSource, KeptTotals},
 };
 use std::{
@@ -30,9 +30,16 @@ pub(crate) struct Stores {
     /// What happened in stores that were dropped, the oldest first: counters go on where they were when a policy comes
     /// back.
     gone: Mutex<VecDeque<(Arc<str>, KeptTotals)>>,
+    /// Further places to look, by policy.
+    tiers: Tiers,
 }
 
 impl Stores {
+    /// None yet, with further places that are made by `tiers`.
+    pub(crate) fn new(tiers: Tiers) -> Self {
+        Self { tiers, ..Self::default() }
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Map> {
         self.stores.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -48,11 +55,19 @@ impl Stores {
     /// The store for a policy, with what the policy allows now.
     pub(crate) fn of(&self, rules: &CacheRules, now: u32) -> Arc<Store> {
         let bounds = Bounds::from(rules);
-        if let Some(store) = self.read().get(&rules.id).cloned() {
-            store.set_bounds(bounds, now);
-            return store;
-        }
-        self.write().entry(rules.id.clone()).or_insert_with(|| Arc::new(Store::new(bounds))).clone()
+        let known = self.read().get(&rules.id).cloned();
+        let store = match known {
+            Some(store) => {
+                store.set_bounds(bounds, now);
+                store
+            }
+            None => {
+                let new = || Arc::new(Store::new(bounds));
+                self.write().entry(rules.id.clone()).or_insert_with(new).clone()
+            }
+        };
+        store.set_farther(self.tiers.of(rules));
+        store
     }
 
     /// Drops the stores of policies that are no more, unless somebody still holds one: no store is in use that purges do
@@ -78,7 +93,11 @@ impl Stores {
             gone.pop_front();
         }
         drop(gone);
-        // Freed here, with both locks open.
+        if !dropped.is_empty() {
+            let known = self.read();
+            self.tiers.retain(|policy| known.contains_key(policy));
+        }
+        // Freed here, with all locks open.
         drop(dropped);
     }
 
@@ -185,7 +204,7 @@ mod tests {
         drop((store, same));
         stores.retain(&HashSet::from(["shop/b".into()]));
         let left: Vec<_> = stores.all().into_iter().map(|(policy, _)| policy).collect();
-        assert_eq!(left, ["shop/b".into()]);
+        assert_eq!(left, [Arc::from("shop/b")]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(super) fn collect(metrics: &Metrics) -> Vec<MetricFamily> {
     deprecations(metrics, &mut out);
     paths(metrics, &mut out);
     metrics.admission.collect(&mut out);
+    metrics.tiers.collect(&mut out);
     metrics.caches.collect(&mut out);
     metrics.siblings.collect(&mut out);
     connections(metrics, &mut out);

@@ -22,6 +22,7 @@ mod shard;
 mod siblings;
 #[cfg(test)]
 mod tests;
+mod tiers;
 
 pub(crate) use admission::{
     ConcurrencySeries, CopyResult, FaultKind, MirrorSeries, RateLimitSeries, Shed, Shown,
@@ -36,6 +37,7 @@ pub(crate) use paths::{Path, PathUpstream};
 pub(crate) use series::{Queue, Series, SeriesKey, ServiceSeries};
 pub(crate) use shard::{Connection, Shard};
 pub(crate) use siblings::{SiblingAsked, SiblingServed};
+pub(crate) use tiers::{Given, Looked, Tier, Tiers};
 
 use admission::Admission;
 use cache::Caches;
@@ -83,6 +85,8 @@ pub(crate) struct Metrics {
     path_upstreams: Interned<(Arc<str>, Arc<str>), PathUpstream>,
     /// Rate limits, concurrency, faults and mirrors.
     admission: Admission,
+    /// Further places of the response cache.
+    pub(crate) tiers: Arc<Tiers>,
     /// Answers of the response cache, and what it keeps.
     caches: Caches,
     /// What the caches of one service's sidecars ask each other.
@@ -117,6 +121,7 @@ impl Metrics {
             paths: Interned::new(services),
             path_upstreams: Interned::new(series),
             admission: Admission::default(),
+            tiers: Arc::default(),
             caches: Caches::default(),
             siblings: siblings::Siblings::default(),
             renewals_ok: AtomicU64::new(0),
