@@ -294,3 +294,6 @@ impl Cache {
         response
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,420 @@
+//! The cache with an origin that follows a script: no sockets, no other worker.
+
+use super::*;
+use crate::{
+    error::Kind as ErrorKind,
+    telemetry::metrics::{CacheSeriesKey, Direction, Metrics},
+};
+use http::{Method, Request};
+use http_body_util::BodyExt;
+use std::{cell::RefCell, collections::VecDeque, time::Duration};
+use tokio::{sync::Notify, task::LocalSet};
+
+/// What the origin does with one request.
+type Step = Result<Response<Body>, ErrorKind>;
+
+/// An origin, and what it was asked.
+#[derive(Clone, Default)]
+struct Script(Rc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    steps: RefCell<VecDeque<Step>>,
+    asked: RefCell<Vec<Parts>>,
+    /// Answers only when told, if there is one.
+    gate: RefCell<Option<Rc<Notify>>>,
+}
+
+impl Script {
+    fn then(self, step: Step) -> Self {
+        self.0.steps.borrow_mut().push_back(step);
+        self
+    }
+
+    fn asked(&self) -> usize {
+        self.0.asked.borrow().len()
+    }
+
+    fn last(&self, name: &str) -> Option<String> {
+        let asked = self.0.asked.borrow();
+        Some(asked.last()?.headers.get(name)?.to_str().unwrap().to_owned())
+    }
+}
+
+impl Origin for Script {
+    async fn fetch(&mut self, request: &mut Parts, _: Body) -> Result<Response<Body>, Error> {
+        self.0.asked.borrow_mut().push(request.clone());
+        let gate = self.0.gate.borrow().clone();
+        if let Some(gate) = gate {
+            gate.notified().await;
+        }
+        let step = self.0.steps.borrow_mut().pop_front().expect("nobody asks more than the script has");
+        step.map_err(|kind| Error::new(kind, "as the script says"))
+    }
+}
+
+fn answer(status: u16, fields: &[(&'static str, &str)], body: &'static str) -> Response<Body> {
+    let mut response = Response::builder().status(status);
+    for (name, value) in fields {
+        response = response.header(*name, *value);
+    }
+    response.body(Body::full(body)).unwrap()
+}
+
+fn get(fields: &[(&'static str, &str)]) -> Parts {
+    request(Method::GET, fields)
+}
+
+fn request(method: Method, fields: &[(&'static str, &str)]) -> Parts {
+    let mut request = Request::builder().method(method).uri("/a").header("host", "svc");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap().into_parts().0
+}
+
+fn cache(stores: &Stores, rules: CacheRules) -> Rc<Cache> {
+    let metrics = Metrics::new(1);
+    let key = CacheSeriesKey { direction: Direction::Outbound, service: "s".into(), route: "".into() };
+    let series = metrics.cache(key);
+    Cache::new(stores, &Arc::new(rules), "weft", series, Shard::new(metrics, 0))
+}
+
+fn fresh_cache(rules: CacheRules) -> Rc<Cache> {
+    cache(&Stores::default(), rules)
+}
+
+const APART: Apart<'static> = Apart { scope: "s", identity: None };
+
+/// One request, with the refresh that follows from it.
+async fn ask(cache: &Rc<Cache>, request: &Parts, origin: &Script) -> Result<(String, String), ErrorKind> {
+    let mut origin = origin.clone();
+    let response = match cache.look_up(request, &Body::Empty, APART) {
+        Looked::Answer(response, _) => response,
+        Looked::Stale(response, refresh) => {
+            let mut origin = origin.clone();
+            tokio::task::spawn_local(async move { refresh.run(&mut origin).await });
+            response
+        }
+        Looked::Go(plan) => {
+            let asking = Asking { request, apart: APART, until: None };
+            cache.go(plan, &asking, Body::Empty, &mut origin).await.map_err(|error| error.kind)?.0
+        }
+    };
+    let mut response = response;
+    unfold(&mut response);
+    let status = response.headers().get_all("cache-status").iter().last().unwrap();
+    let status = format!("{} {}", response.status().as_u16(), status.to_str().unwrap());
+    let body = response.into_body().collect().await.map_err(|error| error.kind)?.to_bytes();
+    Ok((status, String::from_utf8(body.to_vec()).unwrap()))
+}
+
+async fn told(cache: &Rc<Cache>, request: &Parts, origin: &Script) -> (String, String) {
+    ask(cache, request, origin).await.unwrap()
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&runtime, test);
+}
+
+/// Stale from the start, with what the response says of that.
+fn stale(cache_control: &str, body: &'static str) -> Response<Body> {
+    answer(200, &[("cache-control", cache_control), ("age", "100"), ("etag", "\"1\"")], body)
+}
+
+#[test]
+fn a_changed_policy_keeps_what_it_would_keep_too() {
+    run(async {
+        let stores = Stores::default();
+        let origin = Script::default()
+            .then(Ok(answer(200, &[("cache-control", "max-age=600")], "one")))
+            .then(Ok(answer(200, &[("cache-control", "max-age=600")], "two")));
+        let before = cache(&stores, CacheRules::default());
+        told(&before, &get(&[]), &origin).await;
+        // Another default time: what says its own time stays.
+        let ttl = weft_config::snapshot::CacheTtlRules {
+            default: Some(Duration::from_secs(5)),
+            ..Default::default()
+        };
+        let changed = cache(&stores, CacheRules { ttl, ..CacheRules::default() });
+        assert_eq!(told(&changed, &get(&[]), &origin).await, ("200 weft; hit; ttl=600".into(), "one".into()));
+        // A policy that gives it no time.
+        let never = weft_config::snapshot::CacheOverride {
+            statuses: [].into(),
+            paths: [].into(),
+            ttl: Duration::ZERO,
+            force: false,
+        };
+        let ttl = weft_config::snapshot::CacheTtlRules { overrides: [never].into(), ..Default::default() };
+        let strict = cache(&stores, CacheRules { ttl, ..CacheRules::default() });
+        let (status, body) = told(&strict, &get(&[]), &origin).await;
+        assert_eq!((status.as_str(), body.as_str()), ("200 weft; fwd=uri-miss; detail=policy", "two"));
+        assert!(strict.store.look_up(Key::new(b"http://svc/a\nG\nSs"), seconds_now()).is_none());
+    });
+}
+
+#[test]
+fn a_shorter_limit_holds_for_what_is_kept_already() {
+    run(async {
+        let stores = Stores::default();
+        let origin = Script::default()
+            .then(Ok(answer(200, &[("cache-control", "max-age=600"), ("age", "30")], "one")))
+            .then(Ok(answer(200, &[("cache-control", "max-age=600")], "two")));
+        told(&cache(&stores, CacheRules::default()), &get(&[]), &origin).await;
+        let ttl =
+            weft_config::snapshot::CacheTtlRules { max: Some(Duration::from_secs(10)), ..Default::default() };
+        let changed = cache(&stores, CacheRules { ttl, ..CacheRules::default() });
+        assert_eq!(told(&changed, &get(&[]), &origin).await.1, "two");
+    });
+}
+
+/// RFC 9111 section 4.3.3: what is asked about is given again, with the new fields.
+#[test]
+fn what_the_origin_confirms_is_given_with_its_new_fields() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let origin = Script::default().then(Ok(stale("max-age=50", "one"))).then(Ok(answer(
+            304,
+            &[("etag", "\"1\""), ("cache-control", "max-age=70")],
+            "",
+        )));
+        told(&cache, &get(&[]), &origin).await;
+        let (status, body) = told(&cache, &get(&[]), &origin).await;
+        assert_eq!(
+            (status.as_str(), body.as_str()),
+            ("200 weft; fwd=stale; fwd-status=304; ttl=70; stored", "one")
+        );
+        assert_eq!(origin.last("if-none-match").as_deref(), Some("\"1\""));
+        assert_eq!(told(&cache, &get(&[]), &origin).await.0, "200 weft; hit; ttl=70");
+    });
+}
+
+#[test]
+fn a_304_about_something_else_has_the_whole_fetched() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let origin = Script::default()
+            .then(Ok(stale("max-age=50", "one")))
+            .then(Ok(answer(304, &[("etag", "\"other\"")], "")))
+            .then(Ok(answer(200, &[("cache-control", "max-age=70")], "two")));
+        told(&cache, &get(&[]), &origin).await;
+        assert_eq!(told(&cache, &get(&[]), &origin).await.1, "two");
+        assert_eq!((origin.asked(), origin.last("if-none-match")), (3, None));
+    });
+}
+
+/// RFC 5861 section 3.
+#[test]
+fn a_stale_answer_is_fetched_anew_once_while_it_is_given() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let origin = Script::default()
+            .then(Ok(stale("max-age=50, stale-while-revalidate=600", "one")))
+            .then(Ok(answer(200, &[("cache-control", "max-age=60")], "two")));
+        told(&cache, &get(&[]), &origin).await;
+        let gate = Rc::new(Notify::new());
+        origin.0.gate.replace(Some(gate.clone()));
+        for _ in 0..5 {
+            let (status, body) = told(&cache, &get(&[]), &origin).await;
+            assert_eq!((status.as_str(), body.as_str()), ("200 weft; hit; ttl=-50", "one"));
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(origin.asked(), 2);
+        gate.notify_one();
+        for _ in 0..5 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(told(&cache, &get(&[]), &origin).await, ("200 weft; hit; ttl=60".into(), "two".into()));
+    });
+}
+
+/// RFC 5861 section 4.
+#[test]
+fn a_stale_answer_stands_in_for_a_failure_where_that_is_allowed() {
+    run(async {
+        for failure in [Err(ErrorKind::Connect), Err(ErrorKind::BreakerOpen), Ok(answer(503, &[], "no"))] {
+            let cache = fresh_cache(CacheRules::default());
+            let origin =
+                Script::default().then(Ok(stale("max-age=50, stale-if-error=600", "one"))).then(failure);
+            told(&cache, &get(&[]), &origin).await;
+            let (status, body) = told(&cache, &get(&[]), &origin).await;
+            assert!(status.starts_with("200 weft; fwd=stale") && status.ends_with("detail=stale-if-error"));
+            assert_eq!(body, "one");
+        }
+        for never in
+            ["max-age=50", "max-age=50, must-revalidate, stale-if-error=600", "no-cache, stale-if-error=9"]
+        {
+            let cache = fresh_cache(CacheRules::default());
+            let origin = Script::default().then(Ok(stale(never, "one"))).then(Err(ErrorKind::Connect));
+            told(&cache, &get(&[]), &origin).await;
+            assert_eq!(ask(&cache, &get(&[]), &origin).await, Err(ErrorKind::Connect));
+        }
+    });
+}
+
+#[test]
+fn who_waited_for_a_fetch_that_failed_gets_what_is_stale_too() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let origin = Script::default()
+            .then(Ok(stale("max-age=50, stale-if-error=600", "one")))
+            .then(Err(ErrorKind::Timeout));
+        told(&cache, &get(&[]), &origin).await;
+        let gate = Rc::new(Notify::new());
+        origin.0.gate.replace(Some(gate.clone()));
+        let plain = get(&[]);
+        let (first, second) = tokio::join!(told(&cache, &plain, &origin), async {
+            tokio::task::yield_now().await;
+            gate.notify_one();
+            told(&cache, &plain, &origin).await
+        });
+        assert_eq!((first.1.as_str(), second.1.as_str(), origin.asked()), ("one", "one", 2));
+    });
+}
+
+#[test]
+fn one_fetch_serves_all_who_came_meanwhile() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let origin = Script::default().then(Ok(answer(200, &[("cache-control", "max-age=60")], "one")));
+        let gate = Rc::new(Notify::new());
+        origin.0.gate.replace(Some(gate.clone()));
+        let plain = get(&[]);
+        let (one, two, three, ()) = tokio::join!(
+            told(&cache, &plain, &origin),
+            told(&cache, &plain, &origin),
+            told(&cache, &plain, &origin),
+            async { gate.notify_one() }
+        );
+        assert_eq!(one.0, "200 weft; fwd=uri-miss; ttl=60; stored");
+        assert_eq!(
+            (&two, &two),
+            (&three, &("200 weft; fwd=uri-miss; ttl=60; collapsed".into(), "one".into()))
+        );
+        assert_eq!(origin.asked(), 1);
+    });
+}
+
+/// Nobody gets another's answer: those with credentials wait only for their like, and get nothing that is private.
+#[test]
+fn private_answers_are_not_shared_by_those_who_wait() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let private = |body| Ok(answer(200, &[("cache-control", "private, max-age=60")], body));
+        let origin = Script::default().then(private("ann's")).then(private("bob's"));
+        let gate = Rc::new(Notify::new());
+        origin.0.gate.replace(Some(gate.clone()));
+        let (ann, bob) = (get(&[("authorization", "ann")]), get(&[("authorization", "bob")]));
+        let (one, two, ()) = tokio::join!(told(&cache, &ann, &origin), told(&cache, &bob, &origin), async {
+            gate.notify_one();
+            tokio::task::yield_now().await;
+            gate.notify_one();
+        });
+        assert_eq!((one.1.as_str(), two.1.as_str()), ("ann's", "bob's"));
+        assert_eq!(origin.last("authorization").as_deref(), Some("bob"));
+    });
+}
+
+#[test]
+fn who_waits_waits_no_longer_than_policy_says() {
+    run(async {
+        let rules = CacheRules { coalesce: Some(Duration::from_secs(1)), ..CacheRules::default() };
+        let cache = fresh_cache(rules);
+        let origin = Script::default()
+            .then(Ok(answer(200, &[("cache-control", "max-age=60")], "one")))
+            .then(Ok(answer(200, &[("cache-control", "max-age=60")], "two")));
+        let gate = Rc::new(Notify::new());
+        origin.0.gate.replace(Some(gate.clone()));
+        let plain = get(&[]);
+        let (one, two, ()) =
+            tokio::join!(told(&cache, &plain, &origin), told(&cache, &plain, &origin), async {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                assert_eq!(origin.asked(), 2);
+                gate.notify_waiters();
+            });
+        assert_eq!((one.1.as_str(), two.1.as_str()), ("one", "two"));
+    });
+}
+
+/// RFC 9111 section 4.3.5.
+#[test]
+fn a_head_brings_what_is_kept_up_to_date_or_outdates_it() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let origin = Script::default()
+            .then(Ok(stale("max-age=50", "one")))
+            .then(Ok(answer(200, &[("etag", "\"1\""), ("cache-control", "max-age=90")], "")))
+            .then(Ok(answer(200, &[("etag", "\"2\""), ("cache-control", "max-age=90")], "")))
+            .then(Ok(answer(200, &[("etag", "\"2\""), ("cache-control", "max-age=90")], "two")));
+        told(&cache, &get(&[]), &origin).await;
+        told(&cache, &request(Method::HEAD, &[]), &origin).await;
+        assert_eq!(told(&cache, &get(&[]), &origin).await, ("200 weft; hit; ttl=90".into(), "one".into()));
+        told(&cache, &request(Method::HEAD, &[("cache-control", "no-cache")]), &origin).await;
+        assert_eq!(told(&cache, &get(&[]), &origin).await.1, "two");
+    });
+}
+
+/// RFC 9111 section 5.2.1.7.
+#[test]
+fn who_takes_only_what_is_kept_gets_a_504_without_the_origin_being_asked() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let origin = Script::default();
+        let (status, _) = told(&cache, &get(&[("cache-control", "only-if-cached")]), &origin).await;
+        assert_eq!((status.as_str(), origin.asked()), ("504 weft; fwd=uri-miss; detail=only-if-cached", 0));
+    });
+}
+
+/// RFC 9111 section 4.4, for whatever rule of the port the change came through.
+#[test]
+fn a_change_that_succeeds_is_seen_by_the_next_request() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let one = |body| Ok(answer(200, &[("cache-control", "max-age=60")], body));
+        let origin = Script::default().then(one("one")).then(one("two"));
+        told(&cache, &get(&[]), &origin).await;
+        let caches = [cache.clone()];
+        let change = Change::of(&request(Method::POST, &[])).unwrap();
+        change.answered(&caches, StatusCode::INTERNAL_SERVER_ERROR, &http::HeaderMap::new());
+        assert_eq!(told(&cache, &get(&[]), &origin).await.1, "one");
+        change.answered(&caches, StatusCode::NO_CONTENT, &http::HeaderMap::new());
+        assert_eq!(told(&cache, &get(&[]), &origin).await.1, "two");
+        assert!(Change::of(&get(&[])).is_none());
+    });
+}
+
+/// `No-Vary-Search`: from the answer on that says so.
+#[test]
+fn parameters_that_a_resource_passes_over_make_no_other_resource() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let says = [("cache-control", "max-age=60"), ("no-vary-search", "params=(\"utm\")")];
+        let origin =
+            Script::default().then(Ok(answer(200, &says, "one"))).then(Ok(answer(200, &says, "two")));
+        let with = |query: &str| {
+            let mut request = get(&[]);
+            request.uri = format!("/a?{query}").parse().unwrap();
+            request
+        };
+        told(&cache, &with("utm=1"), &origin).await;
+        told(&cache, &with("utm=2"), &origin).await;
+        assert_eq!(told(&cache, &with("utm=3"), &origin).await.1, "two");
+        assert_eq!(origin.asked(), 2);
+    });
+}
+
+/// A client's own conditions do not keep others from what it brings.
+#[test]
+fn a_conditional_request_has_the_whole_fetched_and_gets_what_it_asked_for() {
+    run(async {
+        let cache = fresh_cache(CacheRules::default());
+        let says = [("cache-control", "max-age=60"), ("etag", "\"1\"")];
+        let origin = Script::default().then(Ok(answer(200, &says, "one")));
+        let (status, body) = told(&cache, &get(&[("if-none-match", "\"0\", W/\"1\"")]), &origin).await;
+        assert_eq!((status.as_str(), body.as_str()), ("304 weft; fwd=uri-miss; ttl=60; stored", ""));
+        assert_eq!(origin.last("if-none-match"), None);
+        assert_eq!(told(&cache, &get(&[]), &origin).await, ("200 weft; hit; ttl=60".into(), "one".into()));
+    });
+}
