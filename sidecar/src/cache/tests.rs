@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    error::Kind as ErrorKind,
+    error::{Error, Kind as ErrorKind},
     telemetry::metrics::{CacheSeriesKey, Direction, Metrics},
 };
 use http::{Method, Request};
