@@ -5,7 +5,7 @@ mod page;
 mod tests;
 mod text;
 
-use crate::telemetry::Metrics;
+use crate::{cache::PurgeKind, telemetry::Metrics};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -62,6 +62,9 @@ pub(crate) trait Inspect: Send + Sync {
     fn log_level(&self) -> String;
     /// Puts another filter in force, or says why not.
     fn set_log_level(&self, filter: &str) -> Result<(), String>;
+    /// Purges what is kept of answers: what, with its text, and of which service (empty for all). Gives what it was in
+    /// one line and how many answers it was for, or why it is none. May look through everything that is kept.
+    fn purge(&self, kind: PurgeKind, text: &str, service: &str, soft: bool) -> Result<(String, u64), String>;
     /// Drains and exits, as on a first SIGTERM. Returns at once.
     fn drain(&self);
     /// Exits without waiting, as on a second SIGTERM. Returns at once.
@@ -163,7 +166,7 @@ async fn connection(
 ) {
     let service = service_fn(move |request| {
         let context = Arc::clone(&context);
-        async move { Ok::<_, Infallible>(answer(&context, surface, peer.ip(), request).await) }
+        async move { Ok::<_, Infallible>(answer(context, surface, peer.ip(), request).await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -192,7 +195,7 @@ async fn until_end(stopped: &mut watch::Receiver<bool>) {
 }
 
 async fn answer(
-    context: &Context,
+    context: Arc<Context>,
     surface: Surface,
     peer: IpAddr,
     request: Request<Incoming>,
@@ -215,7 +218,13 @@ async fn answer(
             return respond(page);
         }
     };
-    respond(page::page(context, surface, peer, &Asked { head: &head, body: &body }))
+    if !page::takes_long(&head) {
+        return respond(page::page(&context, surface, peer, &Asked { head: &head, body: &body }));
+    }
+    let page = move || page::page(&context, surface, peer, &Asked { head: &head, body: &body });
+    respond(tokio::task::spawn_blocking(page).await.unwrap_or_else(|_| {
+        Page::refusal(StatusCode::INTERNAL_SERVER_ERROR, "that failed; see the log".into())
+    }))
 }
 
 fn respond(page: Page) -> Response<Full<Bytes>> {

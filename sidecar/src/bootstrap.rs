@@ -1,8 +1,10 @@
 //! Starting and stopping a sidecar: sockets, workers, policy, admin, readiness, drain.
 
+mod caching;
+
 use crate::{
     admin::{self, Inspect},
-    cache,
+    cache::{self, PurgeKind},
     policy::{self, ControlPlane, Files, IdentityFiles, PolicySettings, Source},
     settings::Settings,
     telemetry::{
@@ -31,6 +33,7 @@ use tokio::{
     sync::{Notify, oneshot, watch},
     time::{sleep, timeout},
 };
+use weft_config::wire;
 
 /// How long a withdrawn endpoint is still served before the listeners close: callers learn of it meanwhile.
 const WITHDRAWAL: Duration = Duration::from_millis(300);
@@ -261,7 +264,7 @@ fn start_policy(shared: &Arc<Shared>, advertised: SocketAddr) -> Result<()> {
         let shared = shared.clone();
         Arc::new(move |snapshot| shared.publish(snapshot))
     };
-    let hooks = Arc::new(Hooks { metrics: shared.metrics.clone() });
+    let hooks = Arc::new(Hooks { metrics: shared.metrics.clone(), shared: shared.clone() });
     let handle = policy::start(settings, shared.tls.clone(), sink, hooks)?;
     handle.set_inbound_address(advertised);
     let _ = shared.policy.set(handle);
@@ -305,9 +308,10 @@ fn policy_settings(settings: &Settings) -> Result<PolicySettings> {
     })
 }
 
-/// Carries what happens to policy and identity into the metrics.
+/// Carries what happens to policy and identity into the metrics, and purges to the cache.
 struct Hooks {
     metrics: Arc<Metrics>,
+    shared: Arc<Shared>,
 }
 
 impl policy::Hooks for Hooks {
@@ -328,6 +332,12 @@ impl policy::Hooks for Hooks {
     }
     fn deprecated_calls(&self) -> Vec<(Arc<str>, u64)> {
         self.metrics.deprecated_calls()
+    }
+    fn purge(&self, purge: &wire::Purge) -> Result<u64, String> {
+        caching::purge(&self.shared, purge)
+    }
+    fn cache_report(&self) -> wire::CacheReport {
+        caching::report(&self.shared)
     }
 }
 
@@ -486,6 +496,10 @@ impl Inspect for View {
             Some(level) => level.set(filter),
             None => Err("the program that this sidecar runs in logs for it".into()),
         }
+    }
+
+    fn purge(&self, kind: PurgeKind, text: &str, service: &str, soft: bool) -> Result<(String, u64), String> {
+        caching::purge_by_hand(&self.shared, kind, text, service, soft)
     }
 
     fn drain(&self) {

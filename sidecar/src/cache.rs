@@ -13,6 +13,7 @@ mod freshness;
 mod invalidation;
 mod key;
 mod lookup;
+mod purge;
 mod queries;
 mod range;
 mod refresh;
@@ -32,8 +33,9 @@ mod view;
 pub(crate) use exchange::{Asking, Origin};
 pub(crate) use invalidation::Change;
 pub(crate) use refresh::Refresh;
+pub(crate) use purge::{Kind as PurgeKind, Purge};
 pub(crate) use status::{Answered, Forwarded};
-pub(crate) use store::Stores;
+pub(crate) use store::{Manner, Stores};
 #[cfg(test)]
 pub(crate) use stored::tests::hit;
 pub(crate) use stored::{Stored, unfold};

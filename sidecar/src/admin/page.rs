@@ -1,6 +1,7 @@
 //! Every admin endpoint: who may ask what, and what is answered.
 
 use super::{Context, Surface, text};
+use crate::cache::PurgeKind;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header, request::Parts, uri::Authority};
 use serde_json::{Value, json};
@@ -27,8 +28,15 @@ const READ: &str = "GET, HEAD";
 const READ_AND_CHANGE: &str = "GET, HEAD, POST";
 const CHANGE: &str = "POST";
 
+const PURGE: &str = "/cache/purge";
+
+/// Whether a request may take longer than others can wait for.
+pub(super) fn takes_long(head: &Parts) -> bool {
+    head.method == Method::POST && head.uri.path() == PURGE
+}
+
 /// All of them, in the order of the index page. `docs/admin.md` describes each.
-pub(super) const ENDPOINTS: [Endpoint; 12] = [
+pub(super) const ENDPOINTS: [Endpoint; 13] = [
     Endpoint { path: "/", methods: READ, public: true, what: "this list", get: index, post: None },
     Endpoint {
         path: "/ready",
@@ -93,6 +101,14 @@ pub(super) const ENDPOINTS: [Endpoint; 12] = [
         what: "the response cache: what it keeps by policy, how it answers by route; ?top=N of what is asked for most",
         get: cache,
         post: None,
+    },
+    Endpoint {
+        path: PURGE,
+        methods: CHANGE,
+        public: false,
+        what: "POST: purge ?url=, ?prefix=, ?tag=, ?policy= or ?all=1 from the cache; &soft=1 makes it stale only",
+        get: |_, _| Page::method_not_allowed(CHANGE),
+        post: Some(purge),
     },
     Endpoint {
         path: "/loglevel",
@@ -312,6 +328,34 @@ fn cache(context: &Context, asked: &Asked<'_>) -> Page {
         }
     };
     Page::data(asked, &context.inspect.cache(top))
+}
+
+/// Exactly one of the parameters says what is purged; `all`, `soft` and `service` may be left out.
+fn purge(context: &Context, asked: &Asked<'_>) -> Page {
+    let refuse = |why: &str| Page::refusal(StatusCode::BAD_REQUEST, text::one_line(why));
+    let flag = |name: &str| match asked.parameter(name).as_deref() {
+        None | Some("" | "0" | "false") => Ok(false),
+        Some("1" | "true") => Ok(true),
+        Some(_) => Err(format!("{name} is 1 or 0")),
+    };
+    let (all, soft) = match (flag("all"), flag("soft")) {
+        (Ok(all), Ok(soft)) => (all, soft),
+        (Err(why), _) | (_, Err(why)) => return refuse(&why),
+    };
+    let mut wanted = PurgeKind::NAMED.into_iter().filter_map(|(name, kind)| match kind {
+        PurgeKind::All => all.then(|| (kind, String::new())),
+        _ => Some((kind, asked.parameter(name)?)),
+    });
+    let (Some((kind, text)), None) = (wanted.next(), wanted.next()) else {
+        return refuse("say what is to be purged by one of ?url=, ?prefix=, ?tag=, ?policy= and ?all=1");
+    };
+    let service = asked.parameter("service").unwrap_or_default();
+    match context.inspect.purge(kind, &text, &service, soft) {
+        Ok((what, answers)) => {
+            Page::data(asked, &json!({ "purged": what, "soft": soft, "answers": answers }))
+        }
+        Err(why) => refuse(&why),
+    }
 }
 
 /// The filter comes as `?level=` or as the body, which may itself be a form field.

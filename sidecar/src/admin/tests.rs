@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 struct Fake {
     unready: bool,
     level: Mutex<String>,
+    purged: Mutex<Vec<String>>,
     drained: AtomicBool,
     quitted: AtomicBool,
 }
@@ -51,6 +52,14 @@ impl Inspect for Fake {
         }
         filter.clone_into(&mut self.level.lock().expect("not poisoned"));
         Ok(())
+    }
+    fn purge(&self, kind: PurgeKind, text: &str, service: &str, soft: bool) -> Result<(String, u64), String> {
+        if text == "bad" {
+            return Err("`bad` is no URL".into());
+        }
+        let what = format!("{kind:?} {text} {service} {soft}");
+        self.purged.lock().expect("not poisoned").push(what.clone());
+        Ok((what, 3))
     }
     fn drain(&self) {
         self.drained.store(true, SeqCst);
@@ -106,8 +115,11 @@ fn every_endpoint_answers_and_is_documented_and_listed() {
     let document = include_str!("../../../docs/admin.md");
     let index = admin.get("/");
     for endpoint in &ENDPOINTS {
-        let page =
-            if endpoint.methods == "POST" { admin.post(endpoint.path, "") } else { admin.get(endpoint.path) };
+        let page = match endpoint.path {
+            "/cache/purge" => admin.post("/cache/purge?all=1", ""),
+            path if endpoint.methods == "POST" => admin.post(path, ""),
+            path => admin.get(path),
+        };
         assert!(page.status.is_success(), "{}: {page:?}", endpoint.path);
         assert!(!page.body.is_empty() && page.body.ends_with(b"\n"), "{}", endpoint.path);
         assert!(
@@ -366,4 +378,38 @@ async fn slow_heads_and_slow_bodies_give_their_place_back() {
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     stop.send(()).expect("the servers run");
     served.await.expect("no panic");
+}
+
+#[test]
+fn a_purge_says_one_thing_that_is_to_be_purged() {
+    let admin = Asking::default();
+    let page = admin.post("/cache/purge?format=json&url=http%3A%2F%2Fproduct%3A8080%2Fa%3Fb&soft=1", "");
+    assert_eq!(page.status, StatusCode::OK, "{page:?}");
+    let answer: Value = serde_json::from_slice(&page.body).expect("JSON");
+    assert_eq!(answer["answers"], 3);
+    assert_eq!(answer["soft"], true);
+    for target in ["?tag=p:1&service=shop/product", "?prefix=product/a", "?policy=shop/pages", "?all=true"] {
+        assert_eq!(admin.post(&format!("/cache/purge{target}"), "").status, StatusCode::OK, "{target}");
+    }
+    let expected = [
+        "Url http://product:8080/a?b  true",
+        "Tag p:1 shop/product false",
+        "Prefix product/a  false",
+        "Policy shop/pages  false",
+        "All   false",
+    ];
+    assert_eq!(*admin.fake.purged.lock().expect("not poisoned"), expected);
+    for target in
+        ["", "?all=0", "?all=yes", "?url=a&tag=b", "?url=a&all=1", "?url=bad", "?soft=1", "?all=1&soft=x"]
+    {
+        let page = admin.post(&format!("/cache/purge{target}"), "");
+        assert_eq!(page.status, StatusCode::BAD_REQUEST, "{target}: {page:?}");
+    }
+    assert_eq!(admin.get("/cache/purge?all=1").status, StatusCode::METHOD_NOT_ALLOWED);
+    let remote = Asking { peer: "10.0.0.9".parse().expect("an address"), ..Asking::default() };
+    assert_eq!(remote.post("/cache/purge?all=1", "").status, StatusCode::FORBIDDEN);
+    let public = Asking { surface: Surface::Public, ..Asking::default() };
+    assert_eq!(public.post("/cache/purge?all=1", "").status, StatusCode::NOT_FOUND);
+    assert!(remote.fake.purged.lock().expect("not poisoned").is_empty());
+    assert_eq!(admin.fake.purged.lock().expect("not poisoned").len(), 5);
 }

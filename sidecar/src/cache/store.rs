@@ -9,10 +9,10 @@ mod shard;
 mod stores;
 mod table;
 
-pub(crate) use marks::{Manner, Mark, What};
+pub(crate) use marks::{Choice, Manner, Mark, What};
 pub(super) use shard::PLACE;
 pub(crate) use shard::Top;
-pub(crate) use stores::Stores;
+pub(crate) use stores::{Announced, Stores};
 
 use super::{
     entry::{Entry, Key, Variants},
@@ -475,8 +475,13 @@ impl Store {
         while self.is_pending(mark) {
             self.sweep(BATCH, now);
         }
-        tiers::settle(self.farther.load_full());
+        self.settle();
         mark.found()
+    }
+
+    /// Waits, for a moment, until purges have arrived at farther places. Not for a worker.
+    pub(crate) fn settle(&self) {
+        tiers::settle(self.farther.load_full());
     }
 
     /// Whether something may still be stored that this purge is for.

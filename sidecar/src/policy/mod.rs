@@ -8,6 +8,7 @@ mod identity;
 mod last_known_good;
 mod link;
 mod names;
+mod purging;
 mod report;
 mod state;
 mod subscription;
@@ -30,7 +31,7 @@ use std::{
 use subscription::Core;
 use tokio::sync::{mpsc, oneshot, watch};
 use usage::Tables;
-use weft_config::{compile::Caller, identity::ServiceName, snapshot::Snapshot};
+use weft_config::{compile::Caller, identity::ServiceName, snapshot::Snapshot, wire};
 
 /// Questions that wait for the control runtime; one more is answered [`Found::Unavailable`].
 const MAX_QUESTIONS: usize = 4096;
@@ -113,6 +114,16 @@ pub(crate) trait Hooks: Send + Sync {
     /// How often each thing that is going away was called since the process started.
     fn deprecated_calls(&self) -> Vec<(Arc<str>, u64)> {
         Vec::new()
+    }
+    /// Puts a purge in force that the control plane asks for, and gives how many stored answers it was for, or why it
+    /// is none. The only one that may take long: it is called off the control runtime.
+    fn purge(&self, purge: &wire::Purge) -> Result<u64, String> {
+        let _ = purge;
+        Err("nothing is cached here".to_owned())
+    }
+    /// What the response cache holds and did.
+    fn cache_report(&self) -> wire::CacheReport {
+        wire::CacheReport::default()
     }
 }
 

@@ -6,6 +6,7 @@ use super::{
     identity::{Issuance, Now, Stored, Warning},
     last_known_good::{Kept, LastKnownGood},
     link::{Event, Failure, Link},
+    purging::Purging,
     report::Report,
     state::{Found, Output, State},
     usage::Tables,
@@ -112,6 +113,7 @@ pub(super) struct Subscription {
     saving: Option<JoinHandle<()>>,
     report: Report,
     report_at: Instant,
+    purging: Purging,
 }
 
 impl Subscription {
@@ -158,6 +160,7 @@ impl Subscription {
             saving: None,
             report: Report::default(),
             report_at: Instant::now() + REPORT_EVERY,
+            purging: Purging::default(),
         };
         this.tell_source(None);
         this.restore();
@@ -182,6 +185,7 @@ impl Subscription {
                     Err(_) => presence_gone = true,
                 },
                 event = self.link.next() => self.on_link(event),
+                purged = self.purging.next(&self.out.hooks) => self.send(Outgoing::Purged(purged)),
                 () = tokio::time::sleep_until(wake) => self.on_time(),
             }
         }
@@ -262,6 +266,7 @@ impl Subscription {
     fn first_messages(&mut self) -> Result<Vec<Outgoing>, String> {
         let join_token = if self.presented { String::new() } else { self.join_token()? };
         let now = Now::read();
+        let (purge_log, purge_number) = self.purging.last();
         let mut first = vec![Outgoing::Hello(wire::Hello {
             namespace: self.own.namespace.to_string(),
             workload: self.own.name.to_string(),
@@ -269,6 +274,8 @@ impl Subscription {
             join_token,
             instance: self.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            purge_log,
+            purge_number,
         })];
         let mut core = self.out.shared.core();
         if !self.presented {
@@ -310,6 +317,11 @@ impl Subscription {
                 self.apply(output);
             }
             Some(Incoming::Certificate(certificate)) => self.on_certificate(certificate),
+            Some(Incoming::Purge(purge)) => self.purging.take(purge, &self.out.hooks),
+            Some(Incoming::CacheReportRequest(request)) => {
+                let report = self.out.hooks.cache_report();
+                self.send(Outgoing::CacheReport(wire::CacheReport { number: request.number, ..report }));
+            }
             // From a newer control plane.
             None => {}
         }

@@ -24,6 +24,16 @@ const PARTS: usize = 16;
 /// Whether a key is meant.
 pub(crate) type Judge = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
+/// A choice of entries that needs more than their keys.
+pub(crate) trait Choice: Send + Sync {
+    /// Whether an entry with this key may be meant: asked about what is still on its way.
+    fn may_mean(&self, key: &[u8]) -> bool;
+    /// Whether this very entry is meant. Only where one with its key may be.
+    fn means(&self, entry: &Entry) -> bool;
+    /// The same, or a little more, in a form that can be written down.
+    fn wider(&self) -> Wider;
+}
+
 /// What a purge is for.
 #[derive(Clone)]
 pub(crate) enum What {
@@ -35,6 +45,8 @@ pub(crate) enum What {
     Tag(Box<[u8]>),
     /// Every key of which this is true.
     Keys(Judge),
+    /// Every entry that it chooses.
+    Chosen(Arc<dyn Choice>),
 }
 
 impl What {
@@ -44,15 +56,26 @@ impl What {
             Self::All | Self::Keys(_) => Wider::All,
             Self::Prefix(prefix) => Wider::Prefix(prefix.clone()),
             Self::Tag(tag) => Wider::Tag(tag.clone()),
+            Self::Chosen(choice) => choice.wider(),
         }
     }
 
-    fn means<'t>(&self, key: &[u8], mut tags: impl Iterator<Item = &'t [u8]>) -> bool {
+    /// Whether an entry with this key may be meant, whatever else there is to it.
+    fn may_mean(&self, key: &[u8]) -> bool {
         match self {
-            Self::All => true,
+            // Its tags are known only when it is there.
+            Self::All | Self::Tag(_) => true,
             Self::Prefix(prefix) => key.starts_with(prefix),
-            Self::Tag(wanted) => tags.any(|tag| *tag == **wanted),
             Self::Keys(are) => are(key),
+            Self::Chosen(choice) => choice.may_mean(key),
+        }
+    }
+
+    fn means(&self, entry: &Entry) -> bool {
+        match self {
+            Self::Tag(wanted) => entry.tags().any(|tag| *tag == **wanted),
+            Self::Chosen(choice) => choice.may_mean(entry.key_text()) && choice.means(entry),
+            Self::All | Self::Prefix(_) | Self::Keys(_) => self.may_mean(entry.key_text()),
         }
     }
 }
@@ -193,10 +216,7 @@ impl Marks {
             return true;
         }
         let list = self.list.load();
-        // Its tags are known only when it is there: any purge by tag may be for it.
-        let meant =
-            |mark: &&Arc<Mark>| matches!(mark.what, What::Tag(_)) || mark.what.means(key, [].into_iter());
-        !list.iter().filter(|mark| mark.epoch > since).any(|mark| meant(&mark))
+        !list.iter().any(|mark| mark.epoch > since && mark.what.may_mean(key))
             && !self.key_purged(key, since)
             && since >= self.forgotten.load(Ordering::Acquire)
     }
@@ -210,7 +230,7 @@ impl Marks {
         let list = self.list.load();
         let meant = |since: u64| {
             let news = list.iter().filter(move |mark| mark.epoch > since && mark.epoch <= latest);
-            news.filter(|mark| mark.what.means(entry.key_text(), entry.tags()))
+            news.filter(|mark| mark.what.means(entry))
         };
         for mark in meant(before) {
             match mark.manner {

@@ -1,7 +1,7 @@
 //! All stores of a sidecar, by the policy they are for: they outlive snapshots, so that a changed policy drops nothing
 //! that is still valid.
 
-use super::{Bounds, Manner, Store, What};
+use super::{Bounds, Manner, Mark, Store, What};
 use crate::{
     cache::{entry::Key, tiers::Tiers},
     telemetry::metrics::{Kept, KeptNow, KeptSource, KeptTotals},
@@ -106,12 +106,25 @@ impl Stores {
         self.read().iter().map(|(policy, store)| (policy.clone(), store.clone())).collect()
     }
 
+    /// Puts a purge in force in those for whose policy there is something to purge. Not for a worker.
+    pub(crate) fn announce(
+        &self,
+        what: impl Fn(&str) -> Option<What>,
+        manner: Manner,
+        now: u32,
+    ) -> Announced {
+        let all = self.all().into_iter();
+        let meant = all.filter_map(|(policy, store)| {
+            let mark = store.purge(what(&policy)?, manner, now);
+            Some((store, mark))
+        });
+        Announced(meant.collect())
+    }
+
     /// Purges in all of them, and sweeps to the end. Gives how many entries it was for. Not for a worker.
     pub(crate) fn purge(&self, what: &What, manner: Manner, now: u32) -> u64 {
-        let all = self.all();
         // First everywhere in force, then counted.
-        let marks: Vec<_> = all.iter().map(|(_, store)| store.purge(what.clone(), manner, now)).collect();
-        all.iter().zip(marks).map(|((_, store), mark)| store.sweep_for(&mark, now)).sum()
+        self.announce(|_| Some(what.clone()), manner, now).count(now)
     }
 
     /// Purges one URI in all of them, for a request that changed it. Cheap.
@@ -172,6 +185,22 @@ fn totals(store: &Store) -> KeptTotals {
         outgrown: fills.outgrown,
         broken: fills.broken,
         cut_off: fills.cut_off,
+    }
+}
+
+/// A purge that is in force: nothing that it is for is given any more.
+#[must_use = "what is purged is counted, and its memory comes free, by looking through the stores"]
+pub(crate) struct Announced(Vec<(Arc<Store>, Arc<Mark>)>);
+
+impl Announced {
+    /// Looks through everything that is stored. Gives how many entries the purge was for. Not for a worker.
+    pub(crate) fn count(&self, now: u32) -> u64 {
+        self.0.iter().map(|(store, mark)| store.sweep_for(mark, now)).sum()
+    }
+
+    /// Waits, for a moment, until it has arrived at farther places. Not for a worker.
+    pub(crate) fn settle(&self) {
+        self.0.iter().for_each(|(store, _)| store.settle());
     }
 }
 

@@ -337,7 +337,7 @@ impl ControlPlane {
                 };
                 say(to, Said::Certificate(certificate));
             }
-            Heard::Ack(_) | Heard::Lease(_) | Heard::Usage(_) => {}
+            Heard::Ack(_) | Heard::Lease(_) | Heard::Usage(_) | Heard::Purged(_) | Heard::CacheReport(_) => {}
         }
     }
 }
