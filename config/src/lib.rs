@@ -7,6 +7,7 @@ pub mod identity;
 pub mod matching;
 pub mod parse;
 pub mod policy;
+pub mod purge;
 pub mod reference;
 pub mod schema;
 pub mod snapshot;

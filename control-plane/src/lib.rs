@@ -1,6 +1,7 @@
 //! The control plane: reads policy, keeps the registry, issues certificates and pushes all of it to sidecars.
 
 mod admin;
+pub mod caching;
 mod dashboard;
 mod endpoints;
 mod http;
@@ -10,6 +11,7 @@ pub mod metrics;
 mod private_file;
 mod program;
 pub mod publisher;
+mod purges;
 pub mod registry;
 mod remembered;
 mod server;
@@ -26,6 +28,7 @@ use anyhow::{Context, Result, anyhow};
 use issuer::Issuer;
 use mesh::Mesh;
 use metrics::Metrics;
+use purges::Purges;
 use remembered::Remembered;
 use std::{
     fs,
@@ -119,7 +122,11 @@ impl ControlPlane {
                 admin::router(mesh.metrics.clone(), ready.clone()),
                 stopped.clone(),
             )),
-            tokio::spawn(http::serve(dashboard, dashboard::router(mesh.clone()), stopped.clone())),
+            tokio::spawn(http::serve(
+                dashboard,
+                dashboard::router(mesh.clone(), stopped.clone()),
+                stopped.clone(),
+            )),
         ];
         tasks.push(tokio::spawn(expire_leases(mesh.clone(), stopped.clone())));
         tasks.push(tokio::spawn(look_after(mesh.clone(), remembered.clone(), stopped.clone())));
@@ -153,7 +160,8 @@ fn prepare(settings: &Settings) -> Result<Prepared> {
     let tokens = TokenKey::open_or_create(&settings.state_dir)?;
     let metrics = Arc::new(Metrics::new()?);
     let remembered = Arc::new(Remembered::new(&settings.state_dir));
-    let mesh = Arc::new(Mesh::new(settings, issuer, tokens, metrics, remembered.leases()));
+    let purges = Purges::new(remembered.purges()?);
+    let mesh = Arc::new(Mesh::new(settings, issuer, tokens, metrics, remembered.clone(), purges));
     let before = source::Tree { files: remembered.policy(), problems: Vec::new() };
     mesh.recall_policy(&before.files);
     let watch = source::watch(settings.policy.clone(), before, {

@@ -4,16 +4,20 @@
 //! Compiling big policies takes a while, so async code never waits for the policy lock on a runtime thread.
 
 mod apply;
+mod caching;
 mod view;
 
 pub(crate) use apply::Sourced;
+pub(crate) use caching::NotBegun;
 
 use crate::{
     endpoints::Leased,
     issuer::{self, Issuer},
     metrics::Metrics,
     publisher::{Publisher, Refused, StreamId, endpoints_version},
+    purges::Purges,
     registry::{Instance, Registry, Serving},
+    remembered::Remembered,
     server::Caller,
     settings::Settings,
     status::FINDINGS,
@@ -52,6 +56,11 @@ pub(crate) struct Mesh {
     pub(super) sidecars: Mutex<BTreeMap<StreamId, Sidecar>>,
     /// Taken alone.
     pub(super) usage: Mutex<Usage>,
+    remembered: Arc<Remembered>,
+    /// Taken alone.
+    purges: Mutex<Purges>,
+    /// Held while a purge is written down and put on its way.
+    purging: tokio::sync::Mutex<()>,
 }
 
 /// A connected sidecar.
@@ -71,18 +80,19 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Mesh {
-    /// A mesh without policy yet. `before` is what served when this control plane last ran, if that is known.
+    /// A mesh without policy yet. What served when this control plane last ran is expected back, if that is known.
     pub(crate) fn new(
         settings: &Settings,
         issuer: Arc<Issuer>,
         tokens: TokenKey,
         metrics: Arc<Metrics>,
-        before: Option<Vec<(Instance, Serving)>>,
+        remembered: Arc<Remembered>,
+        purges: Purges,
     ) -> Self {
         let settled = Instant::now() + settings.settle_time;
         let mut registry = Registry::new(settings.lease_timeout);
         let mut publisher = Publisher::default();
-        match before {
+        match remembered.leases() {
             Some(before) => registry.restore(settled, before),
             None => publisher.set_settling(true),
         }
@@ -101,6 +111,9 @@ impl Mesh {
             publisher: Mutex::new(publisher),
             sidecars: Mutex::new(BTreeMap::new()),
             usage: Mutex::new(Usage::default()),
+            remembered,
+            purges: Mutex::new(purges),
+            purging: tokio::sync::Mutex::new(()),
         };
         mesh.publish_trust();
         mesh
@@ -136,14 +149,34 @@ impl Mesh {
         };
         lock(&self.sidecars).insert(id, sidecar);
         self.metrics.sidecars.inc();
-        lock(&self.publisher).connect(id)
+        let wake = lock(&self.publisher).connect(id);
+        let (list, number) = &caller.last_purge;
+        let (missed, everything) = lock(&self.purges).connect(
+            id,
+            &caller.instance,
+            (list, *number),
+            wake.clone(),
+            unix(SystemTime::now()),
+        );
+        // One that has just started keeps nothing, or what it kept on disk: that it catches up is nothing to tell.
+        if missed > 0 && !list.is_empty() {
+            self.metrics.cache_purges_missed.inc_by(missed as u64);
+            tracing::info!(
+                workload = %caller.instance.workload, namespace = %caller.instance.namespace, missed, everything,
+                "a sidecar that was away is told what was purged meanwhile"
+            );
+        }
+        wake
     }
 
     /// A stream has ended.
     pub(crate) async fn disconnected(&self, id: StreamId, instance: &Instance) {
         lock(&self.registry).stream_lost(Instant::now(), id, instance);
         lock(&self.publisher).disconnect(id);
-        if lock(&self.sidecars).remove(&id).is_some() {
+        let gone = lock(&self.sidecars).remove(&id);
+        // Who says goodbye says first that it takes no more.
+        lock(&self.purges).disconnect(id, gone.as_ref().is_some_and(|gone| gone.ready), Instant::now());
+        if gone.is_some() {
             self.metrics.sidecars.dec();
         }
     }

@@ -45,6 +45,16 @@ pub struct Metrics {
     pub deprecated_callers: IntGauge,
     /// Reports of such calls that were not kept, or no longer.
     pub deprecated_dropped: IntCounter,
+    /// Purges of the cache that were asked for, by what became of them.
+    pub cache_purges: IntCounterVec,
+    /// Stored answers that they were for.
+    pub cache_purged_answers: IntCounter,
+    /// How long they took.
+    pub cache_purge_seconds: Histogram,
+    /// Messages to sidecars that purge something.
+    pub cache_purges_sent: IntCounter,
+    /// Purges that sidecars had missed when they came back.
+    pub cache_purges_missed: IntCounter,
     /// Roots that sidecars trust.
     pub trusted_roots: IntGauge,
     /// When the CA ends.
@@ -163,6 +173,27 @@ impl Metrics {
                 "weft_control_plane_deprecated_dropped_total",
                 "Counts of deprecated calls that were not kept, because there are too many or they name nothing.",
             )?,
+            cache_purges: counters(
+                "weft_control_plane_cache_purges_total",
+                "Purges of the response cache by result: complete, incomplete (not acknowledged by all) or refused.",
+                "result",
+            )?,
+            cache_purged_answers: counter(
+                "weft_control_plane_cache_purged_answers_total",
+                "Stored answers that purges were for, as sidecars counted them.",
+            )?,
+            cache_purge_seconds: histogram(
+                "weft_control_plane_cache_purge_seconds",
+                "Time from asking for a purge to its answer.",
+            )?,
+            cache_purges_sent: counter(
+                "weft_control_plane_cache_purges_sent_total",
+                "Messages to sidecars that purge something; each purge goes round several times.",
+            )?,
+            cache_purges_missed: counter(
+                "weft_control_plane_cache_purges_missed_total",
+                "Purges that sidecars had missed when they came back, and were told then.",
+            )?,
             trusted_roots: gauge("weft_control_plane_trusted_roots", "CA certificates in the trust bundle.")?,
             authority_expires,
             _build: build,
@@ -195,6 +226,7 @@ mod tests {
             &metrics.streams_refused,
             &metrics.handshakes_failed,
             &metrics.certificates_refused,
+            &metrics.cache_purges,
         ] {
             counters.with_label_values(&["some"]).inc();
         }

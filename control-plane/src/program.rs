@@ -49,6 +49,15 @@ enum Command {
         #[arg(long, env = "WEFT_CP_STATE_DIR", value_name = "DIR", default_value = ".weft/control-plane")]
         state_dir: PathBuf,
     },
+    /// Print an operator's token, with which the API lets you change something: purge the cache
+    OperatorToken {
+        /// How long it is good
+        #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = settings::duration)]
+        ttl: Duration,
+        /// The control plane's state directory
+        #[arg(long, env = "WEFT_CP_STATE_DIR", value_name = "DIR", default_value = ".weft/control-plane")]
+        state_dir: PathBuf,
+    },
     /// Replace the CA of the control plane that runs on this state directory, without a connection lost
     RotateCa {
         /// The control plane's state directory
@@ -89,6 +98,9 @@ fn execute(program: Program) -> ExitCode {
             let claims = Claims::for_next(ttl, namespace, service_account, workload);
             TokenKey::open_or_create(&state_dir).and_then(|key| key.issue(&claims)).and_then(|token| say(&token))
         }
+        Some(Command::OperatorToken { ttl, state_dir }) => TokenKey::open_or_create(&state_dir)
+            .and_then(|key| key.issue_operator(ttl))
+            .and_then(|token| say(&token)),
         Some(Command::RotateCa { state_dir, trust_domain }) => {
             issuer::prepare_rotation(&state_dir, &trust_domain).and_then(|next| {
                 say(&format!(

@@ -1,7 +1,7 @@
 //! What outlives a restart besides keys: who was serving, and the last good text of each policy file.
 
 use crate::{
-    private_file,
+    private_file, purges,
     registry::{Instance, Serving},
     source::SourceFile,
 };
@@ -14,6 +14,7 @@ use std::{
 
 const LEASES_FILE: &str = "leases.json";
 const POLICY_FILE: &str = "last-good-policy.json";
+const PURGES_FILE: &str = "purges.json";
 
 /// The files in the state directory.
 pub(crate) struct Remembered {
@@ -87,6 +88,22 @@ impl Remembered {
         self.write(POLICY_FILE, &records)
     }
 
+    /// The purges that were asked for lately. If none are known, the list is new, and whoever knows another one cannot
+    /// know what it missed.
+    pub(crate) fn purges(&self) -> Result<purges::Log> {
+        if let Some(log) = self.read(PURGES_FILE) {
+            return Ok(log);
+        }
+        let log = purges::Log::new();
+        self.keep_purges(&log)?;
+        Ok(log)
+    }
+
+    /// Writes down the purges that were asked for lately.
+    pub(crate) fn keep_purges(&self, log: &purges::Log) -> Result<()> {
+        self.write(PURGES_FILE, log)
+    }
+
     fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Option<T> {
         let path = self.state_dir.join(name);
         let bytes = match std::fs::read(&path) {
@@ -130,6 +147,16 @@ mod tests {
         assert_eq!(remembered.leases(), Some(serving));
         remembered.keep_leases(&[]).expect("written");
         assert_eq!(remembered.leases(), Some(vec![]), "nobody served is not the same as nothing known");
+    }
+
+    #[test]
+    fn the_list_of_purges_is_the_same_after_a_restart_and_a_new_one_if_it_is_lost() {
+        let root = tempfile::tempdir().expect("temp dir");
+        let remembered = Remembered::new(root.path());
+        let log = remembered.purges().expect("written");
+        assert_eq!(remembered.purges().expect("read"), log);
+        std::fs::write(root.path().join(PURGES_FILE), "{").expect("written");
+        assert_ne!(remembered.purges().expect("a new one"), log);
     }
 
     #[test]

@@ -15,6 +15,8 @@ use weft_config::identity::SpiffeId;
 const KEY_FILE: &str = "join-token.key";
 const KEY_BYTES: usize = 32;
 const PREFIX: &str = "weft1";
+/// What an operator's token begins with: one is never taken for the other.
+const OPERATOR: &str = "weft1op";
 /// Longer texts are no tokens of ours and are not even decoded.
 const MAX_TOKEN: usize = 4096;
 
@@ -56,6 +58,31 @@ pub enum InvalidToken {
     WrongSignature,
     /// It was good once.
     #[error("the join token expired {0} s ago; make a new one with `weft-control-plane token`")]
+    Expired(u64),
+}
+
+/// What an operator's token says.
+#[derive(Serialize, Deserialize)]
+struct Operator {
+    /// When it ends, in seconds of Unix time.
+    expires: u64,
+}
+
+/// Why an operator's token is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidOperator {
+    /// It does not have the form of one.
+    #[error("this is no operator's token; make one with `weft-control-plane operator-token`")]
+    Malformed,
+    /// It was not signed by this control plane.
+    #[error(
+        "the operator's token was signed by another control plane's key; make one with this one's --state-dir"
+    )]
+    WrongSignature,
+    /// It was good once.
+    #[error(
+        "the operator's token expired {0} s ago; make a new one with `weft-control-plane operator-token`"
+    )]
     Expired(u64),
 }
 
@@ -107,27 +134,55 @@ impl TokenKey {
         Ok(format!("{signed}.{}", BASE64.encode(tag)))
     }
 
+    /// A token for whoever may change something through the API, for `ttl` from now.
+    pub fn issue_operator(&self, ttl: Duration) -> Result<String> {
+        let expires = unix_seconds(SystemTime::now()).saturating_add(ttl.as_secs().max(1));
+        let payload = serde_json::to_vec(&Operator { expires }).context("the claims do not serialise")?;
+        let signed = format!("{OPERATOR}.{}", BASE64.encode(payload));
+        let tag = hmac::sign(&self.0, signed.as_bytes());
+        Ok(format!("{signed}.{}", BASE64.encode(tag)))
+    }
+
+    /// Whether an operator's token is ours and still good.
+    pub fn verify_operator(&self, token: &str, now: SystemTime) -> Result<(), InvalidOperator> {
+        let payload = self.payload(OPERATOR, token).map_err(|error| match error {
+            InvalidToken::WrongSignature => InvalidOperator::WrongSignature,
+            InvalidToken::Malformed | InvalidToken::Expired(_) => InvalidOperator::Malformed,
+        })?;
+        let claims: Operator = serde_json::from_slice(&payload).map_err(|_| InvalidOperator::Malformed)?;
+        let now = unix_seconds(now);
+        if claims.expires <= now {
+            return Err(InvalidOperator::Expired(now - claims.expires));
+        }
+        Ok(())
+    }
+
     /// What a token claims, if it is ours and still good.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, InvalidToken> {
-        let token = token.trim();
-        if token.len() > MAX_TOKEN {
-            return Err(InvalidToken::Malformed);
-        }
-        let (signed, tag) = token.rsplit_once('.').ok_or(InvalidToken::Malformed)?;
-        let payload = signed
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.strip_prefix('.'))
-            .ok_or(InvalidToken::Malformed)?;
-        let tag = BASE64.decode(tag).map_err(|_| InvalidToken::Malformed)?;
-        // Nothing of the payload is looked at before the signature is known to be ours. The check takes constant time.
-        hmac::verify(&self.0, signed.as_bytes(), &tag).map_err(|_| InvalidToken::WrongSignature)?;
-        let payload = BASE64.decode(payload).map_err(|_| InvalidToken::Malformed)?;
+        let payload = self.payload(PREFIX, token)?;
         let claims: Claims = serde_json::from_slice(&payload).map_err(|_| InvalidToken::Malformed)?;
         let now = unix_seconds(now);
         if claims.expires <= now {
             return Err(InvalidToken::Expired(now - claims.expires));
         }
         Ok(claims)
+    }
+
+    /// What is signed in a token that begins like this.
+    fn payload(&self, prefix: &str, token: &str) -> Result<Vec<u8>, InvalidToken> {
+        let token = token.trim();
+        if token.len() > MAX_TOKEN {
+            return Err(InvalidToken::Malformed);
+        }
+        let (signed, tag) = token.rsplit_once('.').ok_or(InvalidToken::Malformed)?;
+        let payload = signed
+            .strip_prefix(prefix)
+            .and_then(|rest| rest.strip_prefix('.'))
+            .ok_or(InvalidToken::Malformed)?;
+        let tag = BASE64.decode(tag).map_err(|_| InvalidToken::Malformed)?;
+        // Nothing of the payload is looked at before the signature is known to be ours. The check takes constant time.
+        hmac::verify(&self.0, signed.as_bytes(), &tag).map_err(|_| InvalidToken::WrongSignature)?;
+        BASE64.decode(payload).map_err(|_| InvalidToken::Malformed)
     }
 }
 
@@ -198,6 +253,29 @@ mod tests {
         let (_root, key) = key();
         for bad in ["", ".", "weft1", "weft1.", "weft1..", "weft2.e30.AAAA", "a.b.c", &"x".repeat(10_000)] {
             assert!(key.verify(bad, SystemTime::now()).is_err(), "{bad:.20}");
+        }
+    }
+
+    #[test]
+    fn an_operators_token_is_good_for_operators_only_and_not_for_ever() {
+        let (_root, key) = key();
+        let now = SystemTime::now();
+        let token = key.issue_operator(Duration::from_secs(60)).expect("issued");
+        assert_eq!(key.verify_operator(&format!(" {token}\n"), now), Ok(()));
+        assert!(key.verify(&token, now).is_err(), "it lets nobody join");
+        let join = key.issue(&claims()).expect("issued");
+        assert_eq!(key.verify_operator(&join, now), Err(InvalidOperator::Malformed));
+        let renamed = join.replacen("weft1.", "weft1op.", 1);
+        assert_eq!(key.verify_operator(&renamed, now), Err(InvalidOperator::WrongSignature));
+        let later = now + Duration::from_secs(100);
+        assert!(matches!(key.verify_operator(&token, later), Err(InvalidOperator::Expired(39..=41))));
+        let (_other_root, other) = self::key();
+        assert_eq!(other.verify_operator(&token, now), Err(InvalidOperator::WrongSignature));
+        for at in 0..token.len() {
+            let mut bytes = token.clone().into_bytes();
+            bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(bytes).expect("ascii");
+            assert!(key.verify_operator(&changed, now).is_err(), "byte {at}");
         }
     }
 

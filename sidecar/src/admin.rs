@@ -5,7 +5,7 @@ mod page;
 mod tests;
 mod text;
 
-use crate::{cache::PurgeKind, telemetry::Metrics};
+use crate::telemetry::Metrics;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -27,6 +27,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
+use weft_config::purge::Kind;
 
 /// Connections to one server at a time; more wait to be accepted.
 const CONNECTIONS: usize = 64;
@@ -64,7 +65,7 @@ pub(crate) trait Inspect: Send + Sync {
     fn set_log_level(&self, filter: &str) -> Result<(), String>;
     /// Purges what is kept of answers: what, with its text, and of which service (empty for all). Gives what it was in
     /// one line and how many answers it was for, or why it is none. May look through everything that is kept.
-    fn purge(&self, kind: PurgeKind, text: &str, service: &str, soft: bool) -> Result<(String, u64), String>;
+    fn purge(&self, kind: Kind, text: &str, service: &str, soft: bool) -> Result<(String, u64), String>;
     /// Drains and exits, as on a first SIGTERM. Returns at once.
     fn drain(&self);
     /// Exits without waiting, as on a second SIGTERM. Returns at once.

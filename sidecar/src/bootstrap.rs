@@ -4,7 +4,7 @@ mod caching;
 
 use crate::{
     admin::{self, Inspect},
-    cache::{self, PurgeKind},
+    cache,
     policy::{self, ControlPlane, Files, IdentityFiles, PolicySettings, Source},
     settings::Settings,
     telemetry::{
@@ -33,7 +33,7 @@ use tokio::{
     sync::{Notify, oneshot, watch},
     time::{sleep, timeout},
 };
-use weft_config::wire;
+use weft_config::{purge::Kind, wire};
 
 /// How long a withdrawn endpoint is still served before the listeners close: callers learn of it meanwhile.
 const WITHDRAWAL: Duration = Duration::from_millis(300);
@@ -498,7 +498,7 @@ impl Inspect for View {
         }
     }
 
-    fn purge(&self, kind: PurgeKind, text: &str, service: &str, soft: bool) -> Result<(String, u64), String> {
+    fn purge(&self, kind: Kind, text: &str, service: &str, soft: bool) -> Result<(String, u64), String> {
         caching::purge_by_hand(&self.shared, kind, text, service, soft)
     }
 

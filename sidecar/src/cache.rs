@@ -32,10 +32,10 @@ mod view;
 
 pub(crate) use exchange::{Asking, Origin};
 pub(crate) use invalidation::Change;
+pub(crate) use purge::announce as purge;
 pub(crate) use refresh::Refresh;
-pub(crate) use purge::{Kind as PurgeKind, Purge};
 pub(crate) use status::{Answered, Forwarded};
-pub(crate) use store::{Manner, Stores};
+pub(crate) use store::Stores;
 #[cfg(test)]
 pub(crate) use stored::tests::hit;
 pub(crate) use stored::{Stored, unfold};

@@ -1,4 +1,6 @@
-//! The status page and its API: read only, for browsers and command lines on this machine.
+//! The status page and its API, for browsers and command lines on this machine: read only, but for purges of the cache.
+
+mod caching;
 
 use crate::{mesh::Mesh, status::Status};
 use axum::{
@@ -7,17 +9,25 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, sync::Arc};
+use tokio::sync::watch;
 
 /// Only this page's own files run or are shown, and nobody may frame it.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The routes.
-pub(crate) fn router(mesh: Arc<Mesh>) -> Router {
+/// What answers come from.
+#[derive(Clone)]
+struct Served {
+    mesh: Arc<Mesh>,
+    stop: watch::Receiver<bool>,
+}
+
+/// The routes. `stop` says when the control plane stops.
+pub(crate) fn router(mesh: Arc<Mesh>, stop: watch::Receiver<bool>) -> Router {
     let file = |kind: &'static str, text: &'static str| {
         get(move || async move { ([(header::CONTENT_TYPE, kind)], text) })
     };
@@ -28,11 +38,13 @@ pub(crate) fn router(mesh: Arc<Mesh>) -> Router {
         .route("/dashboard/icon.svg", file("image/svg+xml", include_str!("icon.svg")))
         .route("/api/status", get(status))
         .route("/api/documents", get(documents))
-        .with_state(mesh)
+        .route("/api/cache/stats", get(caching::stats))
+        .route(caching::PURGE, post(caching::purge))
+        .with_state(Served { mesh, stop })
         .layer(middleware::from_fn(guard))
 }
 
-async fn status(State(mesh): State<Arc<Mesh>>) -> Result<Json<Status>, Response> {
+async fn status(State(Served { mesh, .. }): State<Served>) -> Result<Json<Status>, Response> {
     // Policy may be compiling; that is waited for elsewhere than on a runtime thread.
     let status = tokio::task::spawn_blocking(move || mesh.status()).await;
     status
@@ -54,7 +66,7 @@ struct Documents {
 }
 
 async fn documents(
-    State(mesh): State<Arc<Mesh>>,
+    State(Served { mesh, .. }): State<Served>,
     Query(query): Query<DocumentsQuery>,
     headers: HeaderMap,
 ) -> Response {
@@ -107,8 +119,9 @@ async fn guard(request: Request, next: Next) -> Response {
 /// A page on the web can make a browser send requests here: with a name of its own that it points to this machine
 /// (then `Host` is that name), or across origins (then `Origin` is not ours).
 fn refusal(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<&'static str> {
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        return Some("this port only answers GET");
+    let purge = *method == Method::POST && uri.path() == caching::PURGE;
+    if !matches!(*method, Method::GET | Method::HEAD) && !purge {
+        return Some("this port only answers GET, and POST to /api/cache/purge");
     }
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let host = uri.authority().map(Authority::as_str).or_else(|| text(header::HOST)).unwrap_or_default();
@@ -174,5 +187,21 @@ mod tests {
         assert!(refused(Method::GET, &[host, ("origin", "null")]));
         assert!(refused(Method::GET, &[host, ("sec-fetch-site", "cross-site")]));
         assert!(refused(Method::POST, &[host]));
+    }
+
+    #[test]
+    fn only_purges_change_anything_and_not_from_other_pages() {
+        let purge = |headers: &[(&'static str, &'static str)]| {
+            let map = headers
+                .iter()
+                .map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)))
+                .collect();
+            refusal(&Method::POST, &Uri::from_static(caching::PURGE), &map).is_some()
+        };
+        let host = ("host", "localhost:15080");
+        assert!(!purge(&[host]));
+        assert!(purge(&[("host", "evil.example")]));
+        assert!(purge(&[host, ("origin", "http://evil.example")]));
+        assert!(purge(&[host, ("sec-fetch-site", "cross-site")]));
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Caller {
     pub(crate) instance: Instance,
     /// Its program version, its own words.
     pub(crate) version: String,
+    /// The list and number of the last purge that it has carried out.
+    pub(crate) last_purge: (String, u64),
 }
 
 /// Why a stream is not served.
@@ -67,7 +69,8 @@ pub(super) fn check(
         workload: hello.workload.as_str().into(),
         id: cut(&hello.instance).into(),
     };
-    Ok(Caller { identity: claimed, instance, version: cut(&hello.version) })
+    let last_purge = (cut(&hello.purge_log), hello.purge_number);
+    Ok(Caller { identity: claimed, instance, version: cut(&hello.version), last_purge })
 }
 
 fn check_token(hello: &wire::Hello, tokens: &TokenKey, now: SystemTime) -> Result<(), Refused> {

@@ -87,6 +87,11 @@ impl Stream {
             {
                 replies.push_back(to_sidecar::Message::Update(update));
             }
+            if replies.is_empty()
+                && let Some(order) = self.mesh.next_order(self.id)
+            {
+                replies.push_back(order);
+            }
             let overdue = self.mesh.waiting_since(self.id).map(|since| since + ANSWER_TIMEOUT);
             let message = tokio::select! {
                 () = told(&mut self.stop) => {
@@ -131,6 +136,10 @@ impl Stream {
                 return Ok(Some(to_sidecar::Message::Certificate(self.certificate(&request, allowance))));
             }
             Some(to_control_plane::Message::Usage(usage)) => self.mesh.used(&self.caller, &usage),
+            Some(to_control_plane::Message::Purged(purged)) => {
+                self.mesh.purged(self.id, &self.caller.instance, &purged);
+            }
+            Some(to_control_plane::Message::CacheReport(report)) => self.mesh.cache_reported(self.id, report),
             Some(to_control_plane::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("Hello may come only once, as the first message"));
             }

@@ -158,6 +158,7 @@ pub fn hello(namespace: &str, workload: &str, account: &str, token: &str) -> wir
         join_token: token.to_owned(),
         instance: "one".to_owned(),
         version: "test".to_owned(),
+        ..wire::Hello::default()
     }
 }
 

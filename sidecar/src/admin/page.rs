@@ -1,11 +1,11 @@
 //! Every admin endpoint: who may ask what, and what is answered.
 
 use super::{Context, Surface, text};
-use crate::cache::PurgeKind;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header, request::Parts, uri::Authority};
 use serde_json::{Value, json};
 use std::net::IpAddr;
+use weft_config::purge::Kind;
 
 /// An endpoint that there is.
 pub(super) struct Endpoint {
@@ -342,8 +342,8 @@ fn purge(context: &Context, asked: &Asked<'_>) -> Page {
         (Ok(all), Ok(soft)) => (all, soft),
         (Err(why), _) | (_, Err(why)) => return refuse(&why),
     };
-    let mut wanted = PurgeKind::NAMED.into_iter().filter_map(|(name, kind)| match kind {
-        PurgeKind::All => all.then(|| (kind, String::new())),
+    let mut wanted = Kind::NAMED.into_iter().filter_map(|(name, kind)| match kind {
+        Kind::All => all.then(|| (kind, String::new())),
         _ => Some((kind, asked.parameter(name)?)),
     });
     let (Some((kind, text)), None) = (wanted.next(), wanted.next()) else {

@@ -53,7 +53,7 @@ impl Inspect for Fake {
         filter.clone_into(&mut self.level.lock().expect("not poisoned"));
         Ok(())
     }
-    fn purge(&self, kind: PurgeKind, text: &str, service: &str, soft: bool) -> Result<(String, u64), String> {
+    fn purge(&self, kind: Kind, text: &str, service: &str, soft: bool) -> Result<(String, u64), String> {
         if text == "bad" {
             return Err("`bad` is no URL".into());
         }

@@ -1,25 +1,25 @@
 //! What the control plane and the admin interface want of the response cache: purges, and a report.
 
-use crate::{
-    cache::{self, Manner, Purge, PurgeKind},
-    worker::Shared,
+use crate::{cache, worker::Shared};
+use weft_config::{
+    purge::{Kind, Purge},
+    wire,
 };
-use weft_config::wire;
 
 /// Carries out a purge of the control plane. Gives how many answers it was for, counted in its first round only: there
 /// it is known to be in force before anything is looked through, and later rounds are for the little that came between.
 pub(super) fn purge(shared: &Shared, purge: &wire::Purge) -> Result<u64, String> {
     let namespace = &shared.settings.namespace;
-    let (round, soft) = (purge.round, purge.soft);
+    let round = purge.round;
     let purge = Purge::from_wire(purge, namespace).map_err(|why| why.to_string())?;
     let Some(purge) = purge else { return Ok(0) };
     let now = cache::seconds_now();
-    let announced = purge.announce(&shared.caches, &shared.snapshot(), namespace, now);
+    let announced = cache::purge(&purge, &shared.caches, &shared.snapshot(), namespace, now);
     if round > 0 {
         return Ok(0);
     }
     let answers = announced.count(now);
-    tracing::info!(what = %purge, soft, answers, "purged, as the control plane says");
+    tracing::info!(what = %purge, soft = purge.soft, answers, "purged, as the control plane says");
     Ok(answers)
 }
 
@@ -27,16 +27,15 @@ pub(super) fn purge(shared: &Shared, purge: &wire::Purge) -> Result<u64, String>
 /// for; or why it is none.
 pub(super) fn purge_by_hand(
     shared: &Shared,
-    kind: PurgeKind,
+    kind: Kind,
     text: &str,
     service: &str,
     soft: bool,
 ) -> Result<(String, u64), String> {
     let namespace = &shared.settings.namespace;
-    let manner = if soft { Manner::Soft } else { Manner::Hard };
-    let purge = Purge::read(kind, text, service, manner, namespace).map_err(|why| why.to_string())?;
+    let purge = Purge::read(kind, text, service, soft, namespace).map_err(|why| why.to_string())?;
     let now = cache::seconds_now();
-    let answers = purge.announce(&shared.caches, &shared.snapshot(), namespace, now).count(now);
+    let answers = cache::purge(&purge, &shared.caches, &shared.snapshot(), namespace, now).count(now);
     tracing::info!(what = %purge, soft, answers, "purged through the admin port");
     Ok((purge.to_string(), answers))
 }

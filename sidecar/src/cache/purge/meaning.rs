@@ -1,6 +1,5 @@
 //! Which stored answers a purge means: the address of each taken apart and compared.
 
-use super::url::Url;
 use crate::{
     cache::{
         entry::Entry,
@@ -12,11 +11,12 @@ use crate::{
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use weft_config::{
     identity::ServiceName,
+    purge::Url,
     snapshot::{CacheKeyRules, CacheRules, Snapshot},
 };
 
 /// What names mean to the application that this sidecar stands beside, and by which rules its policies make keys.
-pub(crate) struct Scene {
+pub(super) struct Scene {
     namespace: Arc<str>,
     /// The ports of listeners of our own whose connections all go to one port of one service.
     listeners: Arc<[(u16, ServiceName, u16)]>,
@@ -25,7 +25,7 @@ pub(crate) struct Scene {
 
 impl Scene {
     /// As a snapshot says, for callers in `namespace`.
-    pub(crate) fn of(snapshot: &Snapshot, namespace: &str) -> Self {
+    pub(super) fn of(snapshot: &Snapshot, namespace: &str) -> Self {
         let workload = snapshot.workload.as_ref();
         let listeners = workload.into_iter().flat_map(|w| &w.upstreams);
         let inbound = workload.into_iter().flat_map(|w| &w.admission).filter_map(|on| on.cache.as_ref());

@@ -1,14 +1,21 @@
 //! What a purge means: which of the answers that are kept, under whatever name they were asked for.
 
 use super::*;
-use crate::cache::{entry::tests::Sample, key};
+use crate::cache::{
+    entry::{Key, tests::Sample},
+    key,
+};
 use bytes::Bytes;
 use http::HeaderMap;
 use proptest::prelude::*;
 use rstest::rstest;
 use std::{net::SocketAddr, sync::Arc};
-use weft_config::snapshot::{
-    CacheKeyRules, CacheParameters, CacheRules, Calls, Port, Service, Snapshot, UpstreamListener, Workload,
+use weft_config::{
+    identity::ServiceName,
+    purge::Kind,
+    snapshot::{
+        CacheKeyRules, CacheParameters, CacheRules, Calls, Port, Service, UpstreamListener, Workload,
+    },
 };
 
 const NOW: u32 = 1000;
@@ -68,7 +75,7 @@ impl Kept {
     fn has(&self, policy: &str, scope: &str, url: &str) -> bool {
         let text = text(policy, scope, url, None);
         let store = self.stores.of(&rules(policy), NOW);
-        store.look_up(super::super::entry::Key::new(text.as_bytes()), NOW).is_some()
+        store.look_up(Key::new(text.as_bytes()), NOW).is_some()
     }
 
     fn purge(&self, kind: Kind, text: &str) -> u64 {
@@ -76,8 +83,8 @@ impl Kept {
     }
 
     fn purge_of(&self, kind: Kind, text: &str, service: &str) -> u64 {
-        let purge = Purge::read(kind, text, service, Manner::Hard, "shop").expect("is a purge");
-        purge.announce(&self.stores, &self.snapshot, "shop", NOW).count(NOW)
+        let purge = Purge::read(kind, text, service, false, "shop").expect("is a purge");
+        announce(&purge, &self.stores, &self.snapshot, "shop", NOW).count(NOW)
     }
 
     fn entries(&self) -> u64 {
@@ -261,12 +268,12 @@ fn a_tag_a_policy_or_everything_may_be_of_one_service_only() {
 fn a_soft_purge_leaves_what_is_stale() {
     let all = Kept::new();
     all.keep(STRICT, "r", "http://product:8080/a").keep(STRICT, "r", "http://product:8080/b");
-    let purge = Purge::read(Kind::Url, "http://product:8080/a", "", Manner::Soft, "shop").expect("is one");
-    assert_eq!(purge.announce(&all.stores, &all.snapshot, "shop", NOW).count(NOW), 1);
+    let purge = Purge::read(Kind::Url, "http://product:8080/a", "", true, "shop").expect("is one");
+    assert_eq!(announce(&purge, &all.stores, &all.snapshot, "shop", NOW).count(NOW), 1);
     let store = all.stores.of(&rules(STRICT), NOW);
     for (path, outdated) in [("a", true), ("b", false)] {
         let text = text(STRICT, "r", &format!("http://product:8080/{path}"), None);
-        let found = store.look_up(super::super::entry::Key::new(text.as_bytes()), NOW).expect("is there");
+        let found = store.look_up(Key::new(text.as_bytes()), NOW).expect("is there");
         assert!(found.iter().all(|entry| entry.is_outdated() == outdated), "{path}");
     }
 }
@@ -285,78 +292,13 @@ fn what_was_asked_for_before_a_purge_is_not_kept_after_it() {
         let sample = Sample::new(&text(STRICT, "r", "http://product:8080/a", None));
         let sample = Sample { tags: vec!["p:1"], ..sample };
         let asked = store.epoch();
-        let purge = Purge::read(kind, wanted, "", Manner::Hard, "shop").expect("is one");
-        let announced = purge.announce(&all.stores, &all.snapshot, "shop", NOW);
+        let purge = Purge::read(kind, wanted, "", false, "shop").expect("is one");
+        let announced = announce(&purge, &all.stores, &all.snapshot, "shop", NOW);
         // Announced is acknowledged: before anything was looked through.
         let stored = store.put(sample.entry_since(asked, ""), NOW).1.is_ok();
         assert_eq!(stored, kept, "{kind:?} {wanted}");
         announced.count(NOW);
     }
-}
-
-#[rstest]
-#[case(Kind::Url, "", "no URL is given")]
-#[case(Kind::Url, "/products", "has no host")]
-#[case(Kind::Url, "ftp://product/a", "not an http URL")]
-#[case(Kind::Url, "http://user@product/a", "user name")]
-#[case(Kind::Url, "http://product:99999/a", "no number up to 65535")]
-#[case(Kind::Url, "http://product:/a", "no number up to 65535")]
-#[case(Kind::Url, "http://product/a b", "blank")]
-#[case(Kind::Url, "http://product/%zz", "no valid path")]
-#[case(Kind::Url, "http://*/a", "a host that no call can have")]
-#[case(Kind::Prefix, "http://product/a?b", "a prefix ends in the path")]
-#[case(Kind::Prefix, "http://product/a/*", "leave the `*` away")]
-#[case(Kind::Tag, "", "1 to 1024 bytes")]
-#[case(Kind::Tag, "a,b", "a blank or a comma")]
-#[case(Kind::Policy, "a/b/c", "expected NAMESPACE/NAME")]
-#[case(Kind::Policy, "", "expected NAMESPACE/NAME")]
-fn what_is_no_purge_says_why(#[case] kind: Kind, #[case] text: &str, #[case] why: &str) {
-    let error = Purge::read(kind, text, "", Manner::Hard, "shop").expect_err("is none").to_string();
-    assert!(error.contains(why), "{error}");
-}
-
-#[test]
-fn a_service_that_cannot_be_and_endless_texts_are_refused() {
-    let read = |text: &str, service: &str| Purge::read(Kind::Url, text, service, Manner::Hard, "shop");
-    assert!(read("http://a/", "10.0.0.1").is_err());
-    assert!(read("http://a/", "a/b/c").is_err());
-    assert!(read(&format!("http://a/{}", "x".repeat(TEXT_MAX)), "").is_err());
-}
-
-#[test]
-fn it_is_told_in_one_line() {
-    for (kind, text, service, line) in [
-        (Kind::All, "", "", "all"),
-        (Kind::Url, "Product/x/../a?b", "", "url http://product:80/a?b"),
-        (Kind::Prefix, "http://product:8080", "", "prefix http://product:8080/"),
-        (Kind::Tag, "p:1", "product", "tag p:1 of shop/product"),
-        (Kind::Policy, "pages", "", "policy shop/pages"),
-    ] {
-        let purge = Purge::read(kind, text, service, Manner::Hard, "shop").expect("is one");
-        assert_eq!(purge.to_string(), line);
-    }
-}
-
-#[test]
-fn the_control_planes_words_are_the_same() {
-    use wire::purge::What as Said;
-    let read = |what: Option<Said>, soft| {
-        let purge = wire::Purge { what, soft, ..wire::Purge::default() };
-        Purge::from_wire(&purge, "shop")
-    };
-    assert_eq!(read(Some(Said::Nothing(true)), false), Ok(None));
-    for (what, kind, text) in [
-        (Said::All(true), Kind::All, ""),
-        (Said::Url("http://a/b".into()), Kind::Url, "http://a/b"),
-        (Said::Prefix("http://a/b".into()), Kind::Prefix, "http://a/b"),
-        (Said::Tag("t".into()), Kind::Tag, "t"),
-        (Said::Policy("p".into()), Kind::Policy, "p"),
-    ] {
-        let soft = Purge::read(kind, text, "", Manner::Soft, "shop").expect("is one");
-        assert_eq!(read(Some(what), true), Ok(Some(soft)));
-    }
-    // From a newer control plane.
-    assert!(read(None, false).is_err());
 }
 
 proptest! {
@@ -380,8 +322,8 @@ proptest! {
                 _ => format!("http://product:8080{}", &normal[..=cut.index(normal.len())]),
             };
             // A prefix may end within an escape, which is no path.
-            if let Ok(purge) = Purge::read(kind, &purged, "", Manner::Hard, "shop") {
-                let found = purge.announce(&all.stores, &all.snapshot, "shop", NOW).count(NOW);
+            if let Ok(purge) = Purge::read(kind, &purged, "", false, "shop") {
+                let found = announce(&purge, &all.stores, &all.snapshot, "shop", NOW).count(NOW);
                 prop_assert!(found >= 1, "{kind:?} {purged}");
                 prop_assert!(!all.has(policy, "r", &with(&normal)));
             }

@@ -1,26 +1,26 @@
 //! The URL of a purge, in the normal form of keys.
 
 use super::{Invalid, invalid};
-use crate::message::split_authority;
+use crate::{identity::ServiceName, matching::normalize_path, snapshot::Snapshot};
 use std::fmt;
-use weft_config::{identity::ServiceName, matching::normalize_path, snapshot::Snapshot};
 
 /// A URL, or the beginning of some.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Url {
+pub struct Url {
     /// In small letters.
-    pub(super) host: Box<str>,
-    pub(super) port: u16,
+    pub host: Box<str>,
+    /// 80 or 443 if it was not written.
+    pub port: u16,
     /// The service that the host names, if a service can have that name.
-    pub(super) service: Option<ServiceName>,
+    pub service: Option<ServiceName>,
     /// In normal form.
-    pub(super) path: String,
+    pub path: String,
     /// As it was written.
-    pub(super) query: Option<String>,
+    pub query: Option<String>,
 }
 
 impl Url {
-    /// Reads a whole URL. Without a scheme it is an http one; a host without a namespace is in `namespace`.
+    /// Reads a whole URL. The scheme only says which port goes without saying: 80, or 443 for https. A host without a namespace is in `namespace`.
     pub(super) fn read(text: &str, namespace: &str) -> Result<Self, Invalid> {
         let (authority, path, query) = split(text)?;
         Self::of(text, authority, path, query, namespace)
@@ -59,7 +59,7 @@ impl Url {
             return Err(wrong("holds a user name or password"));
         }
         let (host, port) =
-            split_authority(authority).ok_or_else(|| wrong("has a port that is no number up to 65535"))?;
+            host_and_port(authority).ok_or_else(|| wrong("has a port that is no number up to 65535"))?;
         if host.is_empty() {
             return Err(wrong("has no host"));
         }
@@ -76,6 +76,28 @@ impl Url {
             query: query.map(str::to_owned),
         })
     }
+}
+
+impl Url {
+    /// The host, if it can be that of a service whose namespace goes without saying.
+    pub fn bare_host(&self) -> Option<&str> {
+        let host = self.host.strip_suffix('.').unwrap_or(&self.host);
+        (!host.contains('.') && Snapshot::host_candidates(host, "any").is_some()).then_some(host)
+    }
+
+    /// Says which service it is about, whoever calls it.
+    pub fn set_service(&mut self, service: ServiceName) {
+        self.host = format!("{}.{}", service.name, service.namespace).into();
+        self.service = Some(service);
+    }
+}
+
+/// Host and port of `host`, `host:port`, `[v6]` and `[v6]:port`; `None` if the port is no number.
+fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
+    let behind = authority.rfind(']').map_or(0, |at| at + 1);
+    let Some(colon) = authority[behind..].rfind(':') else { return Some((authority, None)) };
+    let (host, port) = authority.split_at(behind + colon);
+    Some((host, Some(port[1..].parse().ok()?)))
 }
 
 /// Default port and authority, path, and query.
@@ -111,9 +133,13 @@ fn shown(text: &str) -> String {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}:{}{}", self.host, self.port, self.path)?;
+        write!(f, "http://{}", self.host)?;
+        if self.port != 80 {
+            write!(f, ":{}", self.port)?;
+        }
+        f.write_str(&self.path)?;
         match &self.query {
-            Some(query) => write!(f, "?{}", query.escape_debug()),
+            Some(query) => write!(f, "?{query}"),
             None => Ok(()),
         }
     }
