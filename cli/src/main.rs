@@ -1,5 +1,6 @@
 //! The weft command: runs a mesh on a laptop, checks policy, shows what is going on, and carries both programs.
 
+mod cache;
 mod check;
 mod completion;
 mod dashboard;
@@ -54,6 +55,7 @@ enum Verb {
     Status(status::Options),
     Routes(routes::Options),
     Explain(explain::Options),
+    Cache(cache::Options),
     Dashboard(dashboard::Options),
     Schema(schema::Options),
     /// Run a sidecar: the same as the program weft-sidecar.
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
         Verb::Status(options) => status::run(&options, colour),
         Verb::Routes(options) => routes::run(&options, colour),
         Verb::Explain(options) => explain::run(&options, colour),
+        Verb::Cache(options) => cache::run(&options, colour),
         Verb::Dashboard(options) => dashboard::run(&options),
         Verb::Schema(options) => schema::run(&options),
         Verb::Sidecar(settings) => return weft_sidecar::run(*settings),

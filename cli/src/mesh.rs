@@ -2,11 +2,17 @@
 
 use crate::{exit::Failure, up::state};
 use anyhow::{Context, anyhow, bail};
-use http_body_util::{BodyExt, Empty, Limited};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::Path,
+    time::Duration,
+};
 use tokio::net::TcpStream;
-use weft_control_plane::status::Status;
+use weft_control_plane::{status::Status, token::TokenKey};
 
 /// Which mesh is meant.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -17,6 +23,8 @@ pub(crate) struct Target {
     pub(crate) mesh: Option<String>,
 }
 
+/// How long an operator's token is good that is made for one request.
+const TOKEN_TTL: Duration = Duration::from_secs(60);
 /// How long the control plane may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The most that is read of an answer.
@@ -76,11 +84,9 @@ fn authority(text: &str) -> Result<String, Failure> {
 }
 
 /// The body of a GET that must be answered with 200.
-pub(crate) async fn get(address: &str, path: &str) -> anyhow::Result<bytes::Bytes> {
-    let (status, body) = tokio::time::timeout(PATIENCE, fetch(address, path))
-        .await
-        .map_err(|_| anyhow!("{address} did not answer within {} s", PATIENCE.as_secs()))??;
-    if status != http::StatusCode::OK {
+pub(crate) async fn get(address: &str, path: &str) -> anyhow::Result<Bytes> {
+    let (status, body) = fetch(address, Request::get(path).body(Full::default())?, PATIENCE).await?;
+    if status != StatusCode::OK {
         let text: String = String::from_utf8_lossy(&body).chars().take(500).collect();
         bail!("http://{address}{path} answered {status}: {}", text.trim());
     }
@@ -96,18 +102,64 @@ pub(crate) fn status(address: &str) -> Result<Status, Failure> {
     Ok(status)
 }
 
-async fn fetch(address: &str, path: &str) -> anyhow::Result<(http::StatusCode, bytes::Bytes)> {
+/// The answer to a POST of JSON by an operator, who gives the control plane `wait` for it.
+pub(crate) async fn post(
+    address: &str,
+    path: &str,
+    token: &str,
+    body: Vec<u8>,
+    wait: Duration,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::AUTHORIZATION, format!("Bearer {token}"))
+        .body(Full::from(body))
+        .context("the operator's token is no token")?;
+    fetch(address, request, wait + PATIENCE).await
+}
+
+/// What lets an operator change something: the token in a file, or a short-lived one made with the keys of a mesh that
+/// `weft up` runs from here.
+pub(crate) fn operator_token(address: &str, file: Option<&Path>) -> Result<String, Failure> {
+    if let Some(file) = file {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("the operator's token {} cannot be read", file.display()))?;
+        return Ok(text.trim().to_owned());
+    }
+    let cwd = std::env::current_dir().context("the current directory cannot be read")?;
+    let mut addresses = address.to_socket_addrs().into_iter().flatten();
+    let keys = addresses.find_map(|address| state::keys_of(&cwd, address));
+    let Some(keys) = keys else {
+        return Err(Failure::Usage(format!(
+            "{address} wants an operator's token: `weft control-plane operator-token --state-dir DIR > FILE` where it \
+             runs makes one, which is given by --token-file FILE"
+        )));
+    };
+    Ok(TokenKey::open_or_create(&keys)?.issue_operator(TOKEN_TTL)?)
+}
+
+async fn fetch(
+    address: &str,
+    request: Request<Full<Bytes>>,
+    patience: Duration,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    tokio::time::timeout(patience, exchange(address, request))
+        .await
+        .map_err(|_| anyhow!("{address} did not answer within {} s", patience.as_secs()))?
+}
+
+async fn exchange(address: &str, mut request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
     let stream = TcpStream::connect(address).await.with_context(|| {
         format!("cannot connect to {address}; does the mesh still run? (`weft up DIRECTORY` starts one)")
     })?;
     // The dashboard answers to addresses only, not to names that anybody could have pointed at it.
     let host = stream.peer_addr()?.to_string();
+    request.headers_mut().insert(header::HOST, host.parse()?);
+    request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = http::Request::get(path)
-        .header(http::header::HOST, host)
-        .header(http::header::CONNECTION, "close")
-        .body(Empty::<bytes::Bytes>::new())?;
     let answer = sender.send_request(request).await?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), LARGEST).collect().await.map_err(|e| anyhow!(e))?.to_bytes();

@@ -4,7 +4,7 @@ use super::{
     environment,
     log::Source,
     plan::{ControlPlane, Instance, Interception},
-    state::{State, write_private},
+    state::{PLANE_FOLDER, State, write_private},
     supervise::{Launch, Role},
 };
 use anyhow::Context;
@@ -39,7 +39,7 @@ pub(super) struct House<'a> {
 
 impl House<'_> {
     fn plane_state(&self) -> anyhow::Result<PathBuf> {
-        self.state.folder("control-plane")
+        self.state.folder(PLANE_FOLDER)
     }
 
     /// The control plane.

@@ -15,6 +15,8 @@ use std::{
 const FOLDER: &str = ".weft";
 const RUN_FILE: &str = "run.json";
 const LOCK_FILE: &str = "lock";
+/// Under it, what the control plane keeps.
+pub(super) const PLANE_FOLDER: &str = "control-plane";
 /// No run file of ours is as large as this.
 const LARGEST: u64 = 4 * 1024 * 1024;
 
@@ -181,9 +183,20 @@ fn is_running(directory: &Path) -> bool {
     matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
+/// Where the control plane with this dashboard keeps its keys, if it is one of those that run from here.
+pub(crate) fn keys_of(from: &Path, dashboard: SocketAddr) -> Option<PathBuf> {
+    let mut runs = running_at(from).into_iter();
+    runs.find(|(_, run)| run.dashboard == dashboard).map(|(directory, _)| directory.join(PLANE_FOLDER))
+}
+
 /// The meshes that run from the state directories of `from` and every directory above it, nearest first.
 pub(crate) fn running(from: &Path) -> Vec<RunFile> {
-    let mut found: Vec<RunFile> = Vec::new();
+    running_at(from).into_iter().map(|(_, run)| run).collect()
+}
+
+/// The same, each with its state directory.
+fn running_at(from: &Path) -> Vec<(PathBuf, RunFile)> {
+    let mut found: Vec<(PathBuf, RunFile)> = Vec::new();
     for folder in from.ancestors().map(|a| a.join(FOLDER)) {
         let Ok(entries) = fs::read_dir(&folder) else { continue };
         let mut directories: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
@@ -191,9 +204,9 @@ pub(crate) fn running(from: &Path) -> Vec<RunFile> {
         for directory in directories {
             if is_running(&directory)
                 && let Ok(run) = read(&directory)
-                && !found.contains(&run)
+                && !found.iter().any(|(_, known)| *known == run)
             {
-                found.push(run);
+                found.push((directory, run));
             }
         }
     }

@@ -172,6 +172,7 @@ fn who_comes_in_between_takes_part() {
         assert_eq!(play.obey(2, 0), (number, round));
     }
     assert!(play.purges.is_through(number));
+    assert_eq!(play.finish(number).len(), 2);
     // One that has carried it out already, but for the rounds that are left.
     let number = play.begin();
     let first = play.read(1).expect("a purge");
