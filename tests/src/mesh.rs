@@ -156,7 +156,17 @@ impl Mesh {
 
     /// Starts a sidecar without waiting for anything.
     pub async fn sidecar_unready(&self, beside: Beside) -> Process {
-        let Beside { workload, account, apps, addresses, state_dir, drain, workers, namespace } = beside;
+        let Beside {
+            workload,
+            account,
+            apps,
+            addresses,
+            state_dir,
+            drain,
+            workers,
+            namespace,
+            control_plane,
+        } = beside;
         let turn = self.joined.fetch_add(1, Ordering::Relaxed);
         let claims = Claims::for_next(Duration::from_secs(600), namespace.as_str(), account.as_str(), None);
         let token = TokenKey::open_or_create(&self.settings.state_dir).expect("a key").issue(&claims);
@@ -174,7 +184,7 @@ impl Mesh {
             ("--namespace", namespace),
             ("--workload", workload),
             ("--service-account", account),
-            ("--control-plane", self.settings.listen.to_string()),
+            ("--control-plane", control_plane.unwrap_or(self.settings.listen).to_string()),
             ("--ca-file", ca_file.display().to_string()),
             ("--join-token-file", token_file.display().to_string()),
             ("--state-dir", state_dir.display().to_string()),
@@ -201,6 +211,7 @@ pub struct Beside {
     state_dir: Option<PathBuf>,
     drain: Option<Duration>,
     workers: u16,
+    control_plane: Option<SocketAddr>,
 }
 
 impl Beside {
@@ -215,6 +226,7 @@ impl Beside {
             state_dir: None,
             drain: None,
             workers: 1,
+            control_plane: None,
         }
     }
 
@@ -246,6 +258,12 @@ impl Beside {
     /// How long a drain may take.
     pub fn drain(mut self, limit: Duration) -> Self {
         self.drain = Some(limit);
+        self
+    }
+
+    /// Reaches the control plane at another address than its own.
+    pub fn control_plane(mut self, address: SocketAddr) -> Self {
+        self.control_plane = Some(address);
         self
     }
 
