@@ -16,6 +16,7 @@ pub(super) fn purge(shared: &Shared, purge: &wire::Purge) -> Result<u64, String>
     let now = cache::seconds_now();
     let announced = cache::purge(&purge, &shared.caches, &shared.snapshot(), namespace, now);
     if round > 0 {
+        announced.settle();
         return Ok(0);
     }
     let answers = announced.count(now);

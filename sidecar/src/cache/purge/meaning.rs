@@ -5,6 +5,7 @@ use crate::{
         entry::Entry,
         key::{self, NoVarySearch},
         store::{Choice, What},
+        tiers::Wider,
     },
     message::split_authority,
 };
@@ -250,6 +251,16 @@ impl Choice for Meaning {
     fn means(&self, entry: &Entry) -> bool {
         let tagged = self.tag.as_ref().is_none_or(|wanted| entry.tags().any(|tag| *tag == **wanted));
         tagged && Address::of(entry.key_text()).is_some_and(|address| self.tail.means(entry, address.tail))
+    }
+
+    fn wider(&self) -> Wider {
+        match (&self.tag, &self.tail) {
+            (Some(tag), _) => Wider::Tag(tag.clone()),
+            (None, Tail::Any) => Wider::All,
+            (None, Tail::Begins(path)) => Wider::Path(path.clone()),
+            // Names of hosts, and what counts of a query, only we know.
+            (None, Tail::Is(target)) => Wider::Path(target.path.as_bytes().into()),
+        }
     }
 }
 
