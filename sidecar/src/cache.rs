@@ -46,6 +46,7 @@ pub(crate) use view::describe;
 
 use crate::{
     body::Body,
+    notable::Notable,
     telemetry::metrics::{CacheSeries, Shard},
 };
 use directives::RequestDirectives;
@@ -148,15 +149,21 @@ impl Cache {
     }
 
     /// Looks up what is kept for a request. A hit is answered right here.
-    pub(crate) fn look_up(self: &Rc<Self>, request: &Parts, body: &Body, apart: Apart<'_>) -> Looked {
-        let kind = match self.kind(request, body) {
+    pub(crate) fn look_up(
+        self: &Rc<Self>,
+        request: &Parts,
+        notable: Notable,
+        body: &Body,
+        apart: Apart<'_>,
+    ) -> Looked {
+        let kind = match self.kind(request, notable, body) {
             Ok(kind) => kind,
             Err(why) => return Looked::Go(Plan(Step::Bypass(why))),
         };
         if matches!(kind, Kind::Post | Kind::Grpc(_)) {
             return Looked::Go(Plan(Step::Digest(kind)));
         }
-        let looked = self.find(request, kind, Class::Get, apart);
+        let looked = self.find(request, notable, kind, Class::Get, apart);
         match &looked {
             Looked::Answer(_, how) => self.count(request, *how),
             Looked::Stale(..) => self.count(request, Answered::Stale),
@@ -167,16 +174,23 @@ impl Cache {
 
     /// Whether policy takes a request that is none by its method for a question.
     pub(crate) fn is_question(&self, request: &Parts, body: &Body) -> bool {
-        matches!(self.kind(request, body), Ok(Kind::Post | Kind::Grpc(_)))
+        matches!(self.kind(request, Notable::of(&request.headers), body), Ok(Kind::Post | Kind::Grpc(_)))
     }
 
-    fn kind(&self, request: &Parts, body: &Body) -> Result<Kind, Bypass> {
+    fn kind(&self, request: &Parts, notable: Notable, body: &Body) -> Result<Kind, Bypass> {
         let Parts { method, uri, headers, .. } = request;
-        storing::kind(method, uri.path(), headers, !body.is_end_stream(), &self.rules)
+        storing::kind(method, uri.path(), headers, notable, !body.is_end_stream(), &self.rules)
     }
 
-    fn find(self: &Rc<Self>, request: &Parts, kind: Kind, class: Class<'_>, apart: Apart<'_>) -> Looked {
-        let lookup = match self.lookup(request, kind, class, apart) {
+    fn find(
+        self: &Rc<Self>,
+        request: &Parts,
+        notable: Notable,
+        kind: Kind,
+        class: Class<'_>,
+        apart: Apart<'_>,
+    ) -> Looked {
+        let lookup = match self.lookup(request, notable, kind, class, apart) {
             Ok(lookup) => lookup,
             Err(why) => return Looked::Go(Plan(Step::Bypass(why.into()))),
         };
@@ -186,6 +200,7 @@ impl Cache {
     fn lookup(
         &self,
         request: &Parts,
+        notable: Notable,
         kind: Kind,
         class: Class<'_>,
         apart: Apart<'_>,
@@ -201,11 +216,16 @@ impl Cache {
             path,
             query: request.uri.query(),
             headers: &request.headers,
+            notable,
             identity: apart.identity,
         };
         Ok(Lookup {
             kind,
-            directives: RequestDirectives::of(&request.headers),
+            notable,
+            directives: match notable.has(Notable::CACHE) {
+                true => RequestDirectives::of(&request.headers),
+                false => RequestDirectives::default(),
+            },
             key: key::text(&parts, &self.rules.key, no_vary.as_deref())?,
             found: None,
             stored: None,
@@ -232,7 +252,13 @@ impl Cache {
         );
         match view {
             View::Fresh(entry, terms) => {
-                let response = self.serve(request, &entry, &terms, now, Report::hit(0));
+                let whole = !lookup.notable.has(Notable::CONDITION | Notable::RANGE)
+                    && matches!(lookup.kind, Kind::Get | Kind::Head)
+                    && !entry.has_trailers();
+                let response = match whole {
+                    true => self.serve_whole(entry, &terms, now),
+                    false => self.serve(request, &entry, &terms, now, Report::hit(0)),
+                };
                 Looked::Answer(response, Answered::Hit)
             }
             View::Part(entry, terms, ranges) => {

@@ -5,6 +5,7 @@ use crate::{
     error::{Error, Kind},
     exchange::Reset,
     message::{GRPC_STATUS, WEFT_ERROR, authority, grpc_status, is_grpc},
+    notable::Notable,
     telemetry::{
         access_log::{self, Detail},
         metrics::{Direction, Series},
@@ -33,7 +34,10 @@ pub(crate) struct Call {
     direction: Direction,
     started: Instant,
     pub(crate) trace: Trace,
-    pub(crate) request_id: RequestId,
+    /// That of the request, or ours once somebody asks for it.
+    request_id: Option<RequestId>,
+    /// What there is to be looked at in the request.
+    pub(crate) notable: Notable,
     pub(crate) grpc: bool,
     is_head: bool,
     /// Where it is counted, once that is known.
@@ -66,18 +70,18 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Begins a call: continues or starts its trace, and writes both ids into the headers that travel on.
+    /// Begins a call: continues or starts its trace.
     pub(crate) fn begin(
         worker: &Rc<Worker>,
         mesh: &Arc<Mesh>,
         direction: Direction,
-        request: &mut Parts,
+        request: &Parts,
     ) -> Self {
-        let headers = &mut request.headers;
-        let trace = Trace::from_headers(headers, mesh.trace_sampling);
-        trace.write(headers);
-        let request_id = RequestId::ensure(headers);
-        let grpc = is_grpc(headers);
+        let headers = &request.headers;
+        let notable = Notable::of(headers);
+        let trace = Trace::from_headers(headers, notable, mesh.trace_sampling);
+        let request_id = if notable.has(Notable::REQUEST_ID) { RequestId::read(headers) } else { None };
+        let grpc = notable.has(Notable::TYPE) && is_grpc(headers);
         let log = access_log::is_on(&mesh.access_log).then(|| {
             Box::new(Detail {
                 method: request.method.to_string(),
@@ -98,6 +102,7 @@ impl Call {
             started: Instant::now(),
             trace,
             request_id,
+            notable,
             grpc,
             is_head: request.method == Method::HEAD,
             series: None,
@@ -118,6 +123,12 @@ impl Call {
             bytes_out: 0,
             recorded: false,
         }
+    }
+
+    /// Writes the trace and the request's id into the headers of a request that goes on.
+    pub(crate) fn mark(&mut self, headers: &mut HeaderMap) {
+        self.trace.write(headers);
+        self.request_id.get_or_insert_with(RequestId::random).write(headers);
     }
 
     /// When the call began.
@@ -219,7 +230,7 @@ impl Call {
                 upstream: self.upstream_time,
                 attempts: self.attempts,
                 trace: &self.trace,
-                request_id: &self.request_id,
+                request_id: self.request_id.get_or_insert_with(RequestId::random),
                 detail: &detail,
             });
         }

@@ -75,10 +75,10 @@ impl Inbound {
         body: Body,
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
-        let tunnel = message::prepare(head, self.peer.is_some())?;
+        let tunnel = message::prepare(head, call.notable, self.peer.is_some())?;
         self.authorize(live, &head.method, head.uri.path())?;
         let read = if self.peer.is_some() { deadline::read_from_sidecar } else { deadline::read };
-        let told = read(&head.headers, call.grpc, call.started());
+        let told = read(&head.headers, call.notable, call.grpc, call.started());
         let is_retry = head.headers.contains_key(WEFT_ATTEMPT);
         let chains = &self.worker.shared.chains;
         let trace = &call.trace;
@@ -95,17 +95,18 @@ impl Inbound {
         let passed = if OfSibling::is(head) { Passed::default() } else { self.limit(&admission, head)? };
         let cache = if tunnel { None } else { admission.cache.as_ref() };
         let change = match cache {
-            Some(cache) if !cache.is_question(head, &body) => Change::of(head),
-            _ => None,
+            Some(cache) => Change::of(head).filter(|_| !cache.is_question(head, &body)),
+            None => None,
         };
+        let notable = call.notable;
         let mut application =
             Application { inbound: self, live, admission: &admission, call, told, back, tunnel };
         let mut response = match cache {
-            None => application.fetch(head, body).await?,
+            None => Box::pin(application.fetch(head, body)).await?,
             Some(cache) => {
                 let identity = self.peer.as_ref().filter(|_| cache.wants_identity()).map(ToString::to_string);
                 let apart = Apart { scope: &self.scope, identity: identity.as_deref() };
-                match cache.look_up(head, &body, apart) {
+                match cache.look_up(head, notable, &body, apart) {
                     Looked::Answer(response, how) => {
                         application.call.note(|log| log.cache = how.result());
                         response
@@ -150,6 +151,7 @@ impl Origin for Application<'_> {
     async fn fetch(&mut self, head: &mut Parts, body: Body) -> Result<Response<Body>, Error> {
         let Self { inbound, live, admission, told, back, tunnel, .. } = *self;
         let call = &mut *self.call;
+        call.mark(&mut head.headers);
         call.permit = match &admission.concurrency {
             Some((policy, limiter)) => {
                 let priority = concurrency::priority(policy, &head.method, head.uri.path(), &head.headers);
@@ -214,9 +216,8 @@ impl Application<'_> {
     fn refresh(&self, refresh: Box<Refresh>) {
         let (inbound, live, admission) = (self.inbound.clone(), self.live.clone(), self.admission.clone());
         tokio::task::spawn_local(async move {
-            let mut head = refresh.request().clone();
             let mesh = &live.snapshot.mesh;
-            let mut call = Call::begin(&inbound.worker, mesh, Direction::Inbound, &mut head);
+            let mut call = Call::begin(&inbound.worker, mesh, Direction::Inbound, refresh.request());
             call.nobodys();
             // A caller with all of the mesh's default patience.
             let deadline = Deadline::after(call.started(), mesh.limits.request_timeout);
@@ -298,7 +299,7 @@ impl Handler for Inbound {
         if head.headers.contains_key(WEFT_CACHE_ASK) {
             return Box::pin(self.asked(head, body, back)).await;
         }
-        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Inbound, &mut head);
+        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Inbound, &head);
         call.series = Some(self.series.clone());
         call.note(|log| {
             log.service = self.served.service.to_string();

@@ -19,6 +19,7 @@ mod io;
 mod listener;
 mod live;
 mod message;
+mod notable;
 mod outbound;
 mod policy;
 mod redirect;

@@ -4,6 +4,7 @@
 use crate::{
     error::{Error, Kind},
     http1,
+    notable::Notable,
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Authority,
@@ -24,11 +25,14 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 
 /// Brings a request into the form in which it is judged, routed and sent on. `trusted` if it comes from a sidecar, which
 /// may say things in our name. Says whether the request wants a connection of its own.
-pub(crate) fn prepare(request: &mut Parts, trusted: bool) -> Result<bool, Error> {
-    let upgrade = request.version != Version::HTTP_2 && request.headers.contains_key(header::UPGRADE);
+pub(crate) fn prepare(request: &mut Parts, notable: Notable, trusted: bool) -> Result<bool, Error> {
+    let hop = notable.has(Notable::HOP);
+    let upgrade = hop && request.version != Version::HTTP_2 && request.headers.contains_key(header::UPGRADE);
     let tunnel = upgrade || request.method == Method::CONNECT;
-    http1::strip_hop_by_hop(&mut request.headers, upgrade);
-    if !trusted {
+    if hop {
+        http1::strip_hop_by_hop(&mut request.headers, upgrade);
+    }
+    if !trusted && notable.has(Notable::OWN) {
         strip_own(&mut request.headers);
     }
     if request.method != Method::CONNECT {

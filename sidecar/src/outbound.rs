@@ -67,7 +67,7 @@ impl Handler for Outbound {
     async fn handle(&self, request: Request<Body>, back: &dyn Back) -> Response<Body> {
         let live = self.worker.live();
         let (mut head, body) = request.into_parts();
-        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Outbound, &mut head);
+        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Outbound, &head);
         let outcome = self.call(&live, &mut call, &mut head, body, back).await;
         call.answer(outcome)
     }
@@ -89,8 +89,8 @@ impl Outbound {
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
         // Before our own names are stripped: this one an application may use, since it can only shorten.
-        let told = deadline::read(&head.headers, call.grpc, call.started());
-        let tunnel = message::prepare(head, false)?;
+        let told = deadline::read(&head.headers, call.notable, call.grpc, call.started());
+        let tunnel = message::prepare(head, call.notable, false)?;
         message::ensure_host(head);
         call.chain = self.worker.shared.chains.of(&call.trace);
         let limits = &live.snapshot.mesh.limits;
@@ -138,21 +138,22 @@ impl Outbound {
         let time = Time::of(call, told, &calls.timeouts, limits);
         let token = chosen.token;
         let cache = if tunnel { None } else { routed.live.cache.as_ref() };
-        let change = if port.caches.is_empty() || cache.is_some_and(|cache| cache.is_question(head, &body)) {
-            None
-        } else {
-            Change::of(head)
+        let change = match port.caches.is_empty() {
+            true => None,
+            false => Change::of(head).filter(|_| !cache.is_some_and(|cache| cache.is_question(head, &body))),
         };
+        let notable = call.notable;
         let mut upstream =
             Upstream { outbound: self, live, port: &port, routed, chosen, call, back, time, tunnel };
         let mut response = match cache {
-            None => upstream.fetch(head, body).await?,
+            // Boxed, so that answers that are kept need no room for the way to others.
+            None => Box::pin(upstream.fetch(head, body)).await?,
             Some(cache) => {
                 let apart = Apart {
                     scope: &upstream.chosen.to.scope,
                     identity: cache.wants_identity().then_some(self.worker.identity()),
                 };
-                match cache.look_up(head, &body, apart) {
+                match cache.look_up(head, notable, &body, apart) {
                     Looked::Answer(response, how) => {
                         upstream.call.note(|log| log.cache = how.result());
                         response
@@ -176,8 +177,12 @@ impl Outbound {
         if let Some(change) = change {
             change.answered(&port.caches, response.status(), response.headers());
         }
+        let filters = &routed.filters().response;
+        if !filters.is_empty() || calls.cors.is_some() || calls.deprecation.is_some() {
+            cache::unfold(&mut response);
+        }
         let headers = response.headers_mut();
-        routed.filters().response.apply(headers);
+        filters.apply(headers);
         passed.write(headers);
         dressing.apply(calls, token, call.served_by, headers);
         Ok(time.bound(response))
@@ -333,6 +338,7 @@ impl Outbound {
         body: Body,
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
+        call.mark(&mut head.headers);
         let calls = Calls::default();
         let time = Time::of(call, told, &calls.timeouts, limits);
         let to = Attempts {

@@ -366,6 +366,11 @@ impl Entry {
         self.map(FIELDS)
     }
 
+    /// Whether anything follows the body.
+    pub(crate) fn has_trailers(&self) -> bool {
+        !self.place(TRAILERS).is_empty()
+    }
+
     /// What follows the body.
     pub(crate) fn trailers(&self) -> Option<HeaderMap> {
         (!self.place(TRAILERS).is_empty()).then(|| self.map(TRAILERS))

@@ -16,7 +16,7 @@ use super::{
     storing::{Bypass, Kind},
     vary,
 };
-use crate::{body::Body, error::Error};
+use crate::{body::Body, error::Error, notable::Notable};
 use http::{Response, header, request::Parts};
 use smallvec::SmallVec;
 use std::{
@@ -128,7 +128,7 @@ impl Cache {
             Kind::Grpc(_) => Class::Grpc(&digest),
             _ => Class::Post(&digest),
         };
-        match self.find(asking.request, kind, class, asking.apart) {
+        match self.find(asking.request, Notable::of(&asking.request.headers), kind, class, asking.apart) {
             // Counted by the look-up; a bypass and a fetch are not.
             Looked::Answer(response, how) => Ok((response, how)),
             Looked::Stale(response, _) => Ok((response, Answered::Stale)),
@@ -249,6 +249,7 @@ impl Cache {
     fn anew(&self, lookup: &Lookup) -> Lookup {
         Lookup {
             kind: lookup.kind,
+            notable: lookup.notable,
             directives: lookup.directives,
             key: lookup.key.clone(),
             found: None,

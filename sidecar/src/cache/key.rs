@@ -6,6 +6,7 @@
 //! rest names.
 
 use super::structured::{self, Value};
+use crate::notable::Notable;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
@@ -42,6 +43,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) path: &'a str,
     pub(crate) query: Option<&'a str>,
     pub(crate) headers: &'a HeaderMap,
+    pub(crate) notable: Notable,
     /// The caller's proven identity.
     pub(crate) identity: Option<&'a str>,
 }
@@ -84,7 +86,9 @@ pub(crate) fn text(
         }
     }
     push(&mut text, b"\nS", parts.scope.as_bytes());
-    push_unkeyed(&mut text, headers)?;
+    if parts.notable.has(Notable::MADE_UP) {
+        push_unkeyed(&mut text, headers)?;
+    }
     for name in &*rules.headers {
         push_header(&mut text, name, headers);
     }
@@ -134,7 +138,9 @@ pub(crate) fn resource(scheme: &str, authority: &str, path: &str) -> Text {
     // Hosts have no case, and the port that goes without saying goes without saying (RFC 9110 section 4.2.3).
     let port = if scheme == "https" { ":443" } else { ":80" };
     let authority = authority.strip_suffix(port).unwrap_or(authority);
-    text.extend(authority.bytes().map(|byte| byte.to_ascii_lowercase()));
+    let start = text.len();
+    text.extend_from_slice(authority.as_bytes());
+    text[start..].make_ascii_lowercase();
     text.extend_from_slice(path.as_bytes());
     text
 }

@@ -11,6 +11,7 @@ use super::{
     storing::Kind,
     vary,
 };
+use crate::notable::Notable;
 use http::{HeaderMap, Method, header};
 use std::sync::Arc;
 use weft_config::snapshot::CacheRules;
@@ -18,6 +19,7 @@ use weft_config::snapshot::CacheRules;
 /// A request that is looked up, and what came of it.
 pub(super) struct Lookup {
     pub(super) kind: Kind,
+    pub(super) notable: Notable,
     pub(super) directives: RequestDirectives,
     pub(super) key: Text,
     /// Everything that is kept of its resource.

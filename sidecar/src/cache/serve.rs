@@ -9,10 +9,12 @@ use super::{
     range::{self, Piece, Ranges, Wanted},
     siblings::OfSibling,
     status::{self, Report},
+    stored::Stored,
 };
 use crate::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+use std::sync::Arc;
 
 impl Cache {
     /// The answer to a request by an entry that is for it, with what `report` says of how it came about.
@@ -30,6 +32,15 @@ impl Cache {
         }
         report.ttl = Some(terms.left(now));
         answer.finish(self, request, terms.age(now), &report)
+    }
+
+    /// The answer to a GET or HEAD without conditions that wants all of a fresh entry: as it lies there.
+    pub(super) fn serve_whole(&self, entry: Arc<Entry>, terms: &Terms, now: u32) -> Response<Body> {
+        let status = entry.status();
+        let stored = Stored::new(entry, terms.age(now), Report::hit(terms.left(now)), self.name);
+        let mut response = Response::new(Body::Stored(Box::new(stored)));
+        *response.status_mut() = status;
+        response
     }
 
     /// The answer by a part that is kept.

@@ -25,7 +25,7 @@ pub(crate) struct Stored {
 impl Stored {
     /// Only for entries without trailers: they need a body of their own.
     pub(super) fn new(entry: Arc<Entry>, age: u32, report: Report, cache: &'static str) -> Self {
-        debug_assert!(entry.trailers().is_none());
+        debug_assert!(!entry.has_trailers());
         Self { entry, age, report, cache }
     }
 

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     http1::strip_hop_by_hop,
     message::{GRPC_STATUS, WEFT_ERROR},
+    notable::Notable,
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use smallvec::SmallVec;
@@ -172,6 +173,7 @@ pub(crate) fn kind(
     method: &Method,
     path: &str,
     headers: &HeaderMap,
+    notable: Notable,
     has_body: bool,
     rules: &CacheRules,
 ) -> Result<Kind, Bypass> {
@@ -188,10 +190,10 @@ pub(crate) fn kind(
     if has_body && matches!(kind, Kind::Get | Kind::Head) {
         return Err(Bypass::FatGet);
     }
-    if headers.contains_key(header::UPGRADE) {
+    if notable.has(Notable::HOP) && headers.contains_key(header::UPGRADE) {
         return Err(Bypass::Upgrade);
     }
-    if super::conditional::is_for_origin(headers) {
+    if notable.has(Notable::CONDITION) && super::conditional::is_for_origin(headers) {
         return Err(Bypass::Precondition);
     }
     Ok(kind)

@@ -1,7 +1,10 @@
 //! Heads as they come in: bytes to `http` types, strictly, with the values left where they arrived.
 
 use super::{Settings, case::Spellings, framing};
-use crate::error::{Error, Kind};
+use crate::{
+    error::{Error, Kind},
+    notable::Notable,
+};
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
@@ -191,13 +194,19 @@ fn split(input: &mut BytesMut, length: usize) -> Bytes {
     if length == input.len() { std::mem::take(input).freeze() } else { input.split_to(length).freeze() }
 }
 
-fn header_map(head: &Bytes, fields: &Fields, extensions: &mut http::Extensions) -> Result<HeaderMap, Error> {
+fn header_map(
+    head: &Bytes,
+    fields: &Fields,
+    extensions: &mut http::Extensions,
+    mut look: impl FnMut(&HeaderName),
+) -> Result<HeaderMap, Error> {
     let mut headers = HeaderMap::with_capacity(fields.len());
     let mut spellings = Spellings::default();
     for (name, value) in fields {
         let name = &head[name.range()];
         spellings.note(name);
         let name = HeaderName::from_bytes(name).map_err(|_| refused(httparse::Error::HeaderName))?;
+        look(&name);
         let value = HeaderValue::from_maybe_shared(head.slice(value.range()))
             .map_err(|_| refused(httparse::Error::HeaderValue))?;
         headers.try_append(name, value).map_err(|_| refused(httparse::Error::TooManyHeaders))?;
@@ -232,16 +241,25 @@ pub(crate) fn parse_request_head(
     let mut request = Request::new(());
     let method =
         Method::from_bytes(&head[line.method.range()]).map_err(|_| bad("the method is not a token"))?;
-    let headers = header_map(&head, &fields, request.extensions_mut())?;
-    let body = framing::request_body(&headers, line.version, settings)?;
+    let mut notable = Notable::default();
+    let headers =
+        header_map(&head, &fields, request.extensions_mut(), |name| notable = notable | Notable::by(name))?;
+    let body = match notable.has(Notable::FRAMING) {
+        true => framing::request_body(&headers, line.version, settings)?,
+        false => framing::Decoder::Done,
+    };
     *request.uri_mut() = target(&method, head.slice(line.target.range()))?;
     *request.version_mut() = line.version;
     *request.method_mut() = method;
     *request.headers_mut() = headers;
     settle_host(&mut request)?;
-    let connection = Connection::of(request.headers());
+    let connection = match notable.has(Notable::HOP) {
+        true => Connection::of(request.headers()),
+        false => Connection::default(),
+    };
     let keep_alive = connection.keeps_alive(line.version);
-    let expects_continue = line.version == Version::HTTP_11
+    let expects_continue = notable.has(Notable::EXPECT)
+        && line.version == Version::HTTP_11
         && request
             .headers()
             .get(header::EXPECT)
@@ -270,7 +288,7 @@ pub(crate) fn parse_response_head(
     *response.status_mut() =
         StatusCode::from_u16(line.status).map_err(|_| refused(httparse::Error::Status))?;
     *response.version_mut() = line.version;
-    *response.headers_mut() = header_map(&head, &fields, response.extensions_mut())?;
+    *response.headers_mut() = header_map(&head, &fields, response.extensions_mut(), |_| {})?;
     let keep_alive = Connection::of(response.headers()).keeps_alive(line.version);
     Ok(Some(ResponseHead { response, keep_alive }))
 }
@@ -290,7 +308,7 @@ pub(super) fn trailer_section(
     if !section.ends_with(b"\r\n\r\n") || !fields.iter().all(|(name, _)| ends(name.range().start)) {
         return Err(refused(httparse::Error::NewLine));
     }
-    Ok(Some((length, header_map(&section, &fields, &mut http::Extensions::new())?)))
+    Ok(Some((length, header_map(&section, &fields, &mut http::Extensions::new(), |_| {})?)))
 }
 
 /// The four forms of a request target (RFC 9112 section 3.2).
@@ -354,7 +372,22 @@ fn settle_host(request: &mut Request<()>) -> Result<(), Error> {
 }
 
 fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&byte)
+    const ALLOWED: [bool; 256] = {
+        let mut allowed = [false; 256];
+        let others = b"-._~%!$&'()*+;=:[]";
+        let mut at = 0;
+        while at < others.len() {
+            allowed[others[at] as usize] = true;
+            at += 1;
+        }
+        let mut byte = 0;
+        while byte < 128_u8 {
+            allowed[byte as usize] |= byte.is_ascii_alphanumeric();
+            byte += 1;
+        }
+        allowed
+    };
+    ALLOWED[usize::from(byte)]
 }
 
 /// What the `Connection` field asks for.

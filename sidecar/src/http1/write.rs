@@ -122,6 +122,9 @@ fn connection(out: &mut Vec<u8>, headers: &HeaderMap, persistence: Persistence, 
         Persistence::Close => b"close",
         Persistence::KeepAlive => b"keep-alive",
     };
+    if persistence.is_empty() && headers.is_empty() {
+        return;
+    }
     let upgrade: &[u8] = if headers.contains_key(header::UPGRADE) { b"Upgrade" } else { b"" };
     let te: &[u8] = if headers.contains_key(header::TE) { b"TE" } else { b"" };
     let mut first = true;
@@ -146,8 +149,13 @@ fn connection(out: &mut Vec<u8>, headers: &HeaderMap, persistence: Persistence, 
 fn framing(out: &mut Vec<u8>, encoder: Encoder, case: Option<&HeaderCase>) {
     match encoder {
         Encoder::Length(length) | Encoder::Announced(length) => {
-            write_name(out, &header::CONTENT_LENGTH, case);
-            out.extend_from_slice(b": ");
+            match case {
+                None => out.extend_from_slice(b"Content-Length: "),
+                Some(_) => {
+                    write_name(out, &header::CONTENT_LENGTH, case);
+                    out.extend_from_slice(b": ");
+                }
+            }
             out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
             out.extend_from_slice(b"\r\n");
         }

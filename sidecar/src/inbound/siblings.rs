@@ -77,7 +77,7 @@ impl Inbound {
                 // The sibling has let its caller in. So do we, if our policy says the same.
                 let inbound = Self { peer: caller, ..self.clone() };
                 let live = worker.live();
-                let mut call = Call::begin(worker, &live.snapshot.mesh, Direction::Inbound, &mut head);
+                let mut call = Call::begin(worker, &live.snapshot.mesh, Direction::Inbound, &head);
                 call.nobodys();
                 let outcome = inbound.call(&live, &mut call, &mut head, body, back).await;
                 call.answer(outcome)

@@ -49,7 +49,7 @@ impl Outbound {
         back: &dyn Back,
     ) -> Response<Body> {
         let live = self.worker.live();
-        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Outbound, &mut head);
+        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Outbound, &head);
         call.nobodys();
         let outcome = self.for_sibling(scope, &live, &mut call, &mut head, body, back).await;
         call.answer(outcome)
@@ -64,7 +64,7 @@ impl Outbound {
         body: Body,
         back: &dyn Back,
     ) -> Result<Response<Body>, Error> {
-        let tunnel = message::prepare(head, true)?;
+        let tunnel = message::prepare(head, call.notable, true)?;
         message::ensure_host(head);
         if tunnel || !matches!(head.method, Method::GET | Method::HEAD) || !body.is_end_stream() {
             return Err(Error::new(
@@ -89,9 +89,10 @@ impl Outbound {
             scope: &chosen.to.scope,
             identity: cache.wants_identity().then_some(self.worker.identity()),
         };
+        let notable = call.notable;
         let mut upstream =
             Upstream { outbound: self, live, port: &port, routed, chosen, call, back, time, tunnel };
-        let response = match cache.look_up(head, &body, apart) {
+        let response = match cache.look_up(head, notable, &body, apart) {
             Looked::Answer(response, _) => response,
             Looked::Stale(response, refresh) => {
                 upstream.refresh(refresh);

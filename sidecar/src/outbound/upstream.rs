@@ -34,6 +34,7 @@ pub(super) struct Upstream<'a> {
 impl cache::Origin for Upstream<'_> {
     async fn fetch(&mut self, head: &mut Parts, body: Body) -> Result<Response<Body>, Error> {
         let Self { routed, chosen, .. } = *self;
+        self.call.mark(&mut head.headers);
         message::apply(routed.filters(), routed.matched, head)?;
         message::apply(chosen.filters(), routed.matched, head)?;
         let body = self.outbound.mirror(self.live, &routed, &chosen, head, body);
@@ -100,8 +101,8 @@ impl Outbound {
         let (Some(to), backend) = routed.backend(port, way.choice) else { return };
         let (choice, key, token) = (way.choice, way.key, way.token);
         let chosen = Chosen { to, backend, choice, token, key, preferred: None };
-        let mut head = refresh.request().clone();
-        let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Outbound, &mut head);
+        let mesh = &live.snapshot.mesh;
+        let mut call = Call::begin(&self.worker, mesh, Direction::Outbound, refresh.request());
         call.nobodys();
         let limits = &live.snapshot.mesh.limits;
         let time = Time::of(&call, Told::only(Deadline::NONE), &routed.calls.timeouts, limits);

@@ -7,6 +7,7 @@ mod tests;
 
 pub(crate) use request_id::RequestId;
 
+use crate::notable::Notable;
 use fastrand::Rng;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
@@ -45,8 +46,12 @@ impl Trace {
     /// Continues the trace in these headers, or begins one that is sampled with the probability `sampling`.
     ///
     /// `traceparent` goes before B3. Whatever of either is malformed counts as not there.
-    pub(crate) fn from_headers(headers: &HeaderMap, sampling: f64) -> Self {
-        Self::with_rng(headers, sampling, &mut Rng::new())
+    pub(crate) fn from_headers(headers: &HeaderMap, notable: Notable, sampling: f64) -> Self {
+        let rng = &mut Rng::new();
+        match notable.has(Notable::TRACE) {
+            true => Self::with_rng(headers, sampling, rng),
+            false => Self::begin(b3::Context::default(), rng.u64(1..), sampling, rng),
+        }
     }
 
     fn with_rng(headers: &HeaderMap, sampling: f64, rng: &mut Rng) -> Self {
@@ -64,6 +69,11 @@ impl Trace {
                 keep_state: state_is_valid(headers),
             };
         }
+        Self::begin(b3, span_id, sampling, rng)
+    }
+
+    /// Without a `traceparent`.
+    fn begin(b3: b3::Context, span_id: u64, sampling: f64, rng: &mut Rng) -> Self {
         let (trace_id, parent_span, random) = match b3.ids {
             Some((trace_id, span_id)) => (trace_id, span_id, false),
             None => (rng.u128(1..), 0, true),

@@ -11,6 +11,7 @@
 //! them travel as a span of time and not as a moment, because clocks differ. The shortest counts, so that no field can
 //! make a deadline later than another says; what cannot be read counts as not said.
 
+use crate::notable::Notable;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::{
     cell::RefCell,
@@ -113,18 +114,21 @@ impl Told {
 
 /// Reads what the caller of a request says. `grpc` says whether the request is gRPC: only there `grpc-timeout` means
 /// anything.
-pub(crate) fn read(headers: &HeaderMap, grpc: bool, now: Instant) -> Told {
-    gather(headers, grpc, false, now)
+pub(crate) fn read(headers: &HeaderMap, notable: Notable, grpc: bool, now: Instant) -> Told {
+    gather(headers, notable, grpc, false, now)
 }
 
 /// Reads what the sidecar of a request's caller says: its own field only. It has read the others, and has made of them
 /// what its policy says; where that is not to listen, nobody else shall.
-pub(crate) fn read_from_sidecar(headers: &HeaderMap, grpc: bool, now: Instant) -> Told {
-    gather(headers, grpc, true, now)
+pub(crate) fn read_from_sidecar(headers: &HeaderMap, notable: Notable, grpc: bool, now: Instant) -> Told {
+    gather(headers, notable, grpc, true, now)
 }
 
-fn gather(headers: &HeaderMap, grpc: bool, own_only: bool, now: Instant) -> Told {
+fn gather(headers: &HeaderMap, notable: Notable, grpc: bool, own_only: bool, now: Instant) -> Told {
     let mut told = Told { deadline: Deadline::NONE, grpc, envoy: [false; 2] };
+    if !notable.has(Notable::TIME) {
+        return told;
+    }
     let limited = |text: &[u8]| milliseconds(text).filter(|span| !span.is_zero());
     // One look at every name costs less than a look-up of four.
     for (name, value) in headers {
@@ -243,6 +247,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rstest::rstest;
+
+    fn read(headers: &HeaderMap, grpc: bool, now: Instant) -> Told {
+        super::read(headers, Notable::of(headers), grpc, now)
+    }
+
+    fn read_from_sidecar(headers: &HeaderMap, grpc: bool, now: Instant) -> Told {
+        super::read_from_sidecar(headers, Notable::of(headers), grpc, now)
+    }
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 

@@ -33,6 +33,7 @@ fn of(
         path,
         query,
         headers: &headers,
+        notable: Notable::of(&headers),
         identity: Some("spiffe://a/b"),
     };
     String::from_utf8(text(&parts, rules, None).unwrap().to_vec()).unwrap()
@@ -187,6 +188,7 @@ fn headers_cookies_and_identity_count_where_the_policy_says_so() {
         path: "/",
         query: None,
         headers: &headers,
+        notable: Notable::default(),
         identity: None,
     };
     assert_eq!(text(&nobody, &rules, None), Err(Unkeyable::NoIdentity));
@@ -195,7 +197,10 @@ fn headers_cookies_and_identity_count_where_the_policy_says_so() {
         [("x-http-method-override", Some(Unkeyable::MethodOverride)), ("x-http-other", None)]
     {
         let headers = self::headers(&[(field, "DELETE")]);
-        assert_eq!(text(&Parts { headers: &headers, ..nobody }, &plain, None).err(), expected);
+        assert_eq!(
+            text(&Parts { headers: &headers, notable: Notable::of(&headers), ..nobody }, &plain, None).err(),
+            expected
+        );
     }
     let long = format!("/{}", "a".repeat(TEXT_MAX));
     let long = Parts { path: &long, ..nobody };

@@ -277,7 +277,8 @@ fn which_requests_are_looked_up() {
     let method = CachedMethod { path: "/s/M".into(), ttl: Duration::from_secs(5) };
     let mut rules = CacheRules { grpc: [method].into(), ..CacheRules::default() };
     let look = |method: &Method, fields: &[(&str, &str)], has_body, rules: &CacheRules| {
-        kind(method, "/s/M", &headers(fields), has_body, rules)
+        let headers = headers(fields);
+        kind(method, "/s/M", &headers, Notable::of(&headers), has_body, rules)
     };
     assert_eq!(look(&Method::GET, &[], false, &rules), Ok(Kind::Get));
     assert_eq!(look(&Method::HEAD, &[], false, &rules), Ok(Kind::Head));

@@ -1,6 +1,7 @@
 //! Rules of the access log: what is logged, that lines are always one line of JSON, and that nobody waits for them.
 
 use super::{line::push_time, *};
+use crate::notable::Notable;
 use crate::{
     error::Kind,
     telemetry::{
@@ -24,8 +25,8 @@ fn with_entry<T>(detail: &Detail, use_entry: impl FnOnce(Entry<'_>) -> T) -> T {
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().expect("valid"),
     );
     headers.insert("x-request-id", "r-1".parse().expect("valid"));
-    let trace = Trace::from_headers(&headers, 0.0);
-    let request_id = RequestId::ensure(&mut headers);
+    let trace = Trace::from_headers(&headers, Notable::of(&headers), 0.0);
+    let request_id = RequestId::read(&headers).expect("is one");
     use_entry(Entry {
         direction: Direction::Outbound,
         status: 503,

@@ -14,23 +14,28 @@ const LONGEST: usize = 128;
 pub(crate) struct RequestId(HeaderValue);
 
 impl RequestId {
-    /// The ID in these headers. If there is none, or nonsense (empty, several, too long, blanks or control characters),
-    /// a new random UUID takes its place there.
-    pub(crate) fn ensure(headers: &mut HeaderMap) -> Self {
-        Self::with_rng(headers, &mut Rng::new())
+    /// The ID in these headers; `None` if there is none, or nonsense (empty, several, too long, blanks or control
+    /// characters).
+    pub(crate) fn read(headers: &HeaderMap) -> Option<Self> {
+        let value = only(headers, &REQUEST_ID)?;
+        let usable =
+            (1..=LONGEST).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
+        usable.then(|| Self(value.clone()))
     }
 
-    pub(super) fn with_rng(headers: &mut HeaderMap, rng: &mut Rng) -> Self {
-        if let Some(value) = only(headers, &REQUEST_ID)
-            && (1..=LONGEST).contains(&value.len())
-            && value.as_bytes().iter().all(u8::is_ascii_graphic)
-        {
-            return Self(value.clone());
-        }
+    /// A new one: a random UUID.
+    pub(crate) fn random() -> Self {
+        Self::with_rng(&mut Rng::new())
+    }
+
+    pub(super) fn with_rng(rng: &mut Rng) -> Self {
         // The text of a UUID is always a valid field value; the other arm cannot be reached.
-        let value = HeaderValue::from_bytes(&uuid(rng)).unwrap_or(HeaderValue::from_static("-"));
-        headers.insert(REQUEST_ID.clone(), value.clone());
-        Self(value)
+        Self(HeaderValue::from_bytes(&uuid(rng)).unwrap_or(HeaderValue::from_static("-")))
+    }
+
+    /// Writes it for the next hop.
+    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+        headers.insert(REQUEST_ID.clone(), self.0.clone());
     }
 
     /// The ID as text.

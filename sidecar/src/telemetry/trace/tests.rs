@@ -269,11 +269,18 @@ fn traceparent_goes_before_b3_and_both_agree_afterwards() {
     assert_eq!(text(&next, "b3"), Some(expected.as_str()));
 }
 
+/// What the next hop gets.
+fn ensure(headers: &mut HeaderMap) -> RequestId {
+    let id = RequestId::read(headers).unwrap_or_else(RequestId::random);
+    id.write(headers);
+    id
+}
+
 #[test]
 fn a_usable_request_id_is_kept() {
     for id in ["1", "f3b1-trace/42:x", &"x".repeat(128)] {
         let mut headers = headers(&[("x-request-id", id)]);
-        assert_eq!(RequestId::ensure(&mut headers).as_str(), id);
+        assert_eq!(ensure(&mut headers).as_str(), id);
         assert_eq!(text(&headers, "x-request-id"), Some(id));
     }
 }
@@ -290,7 +297,7 @@ fn nonsense_request_ids_are_replaced_by_a_random_uuid() {
         vec![("x-request-id", "a"), ("x-request-id", "b")],
     ] {
         let mut headers = headers(&fields);
-        let id = RequestId::ensure(&mut headers);
+        let id = ensure(&mut headers);
         assert_eq!(headers.get_all("x-request-id").iter().count(), 1);
         assert_eq!(text(&headers, "x-request-id"), Some(id.as_str()));
         let groups: Vec<usize> = id.as_str().split('-').map(str::len).collect();
@@ -298,7 +305,7 @@ fn nonsense_request_ids_are_replaced_by_a_random_uuid() {
         assert_eq!(&id.as_str()[14..15], "4", "version 4");
         assert!(matches!(&id.as_str()[19..20], "8" | "9" | "a" | "b"), "the RFC's variant");
     }
-    assert_ne!(RequestId::ensure(&mut HeaderMap::new()), RequestId::ensure(&mut HeaderMap::new()));
+    assert_ne!(ensure(&mut HeaderMap::new()), ensure(&mut HeaderMap::new()));
 }
 
 proptest! {
@@ -354,12 +361,12 @@ proptest! {
                 headers.append(name, value);
             }
         }
-        let trace = Trace::from_headers(&headers, sampling);
+        let trace = Trace::from_headers(&headers, Notable::of(&headers), sampling);
         prop_assert!(trace.trace_id != 0 && trace.span_id != 0);
         trace.write(&mut headers);
         prop_assert_eq!(headers.get_all("traceparent").iter().count(), 1);
-        let next = Trace::from_headers(&headers, sampling);
+        let next = Trace::from_headers(&headers, Notable::of(&headers), sampling);
         prop_assert_eq!((next.trace_id, next.parent_span), (trace.trace_id, trace.span_id));
-        prop_assert!(!RequestId::ensure(&mut headers).as_str().is_empty());
+        prop_assert!(!ensure(&mut headers).as_str().is_empty());
     }
 }
