@@ -493,15 +493,17 @@ impl Store {
     /// came to the end of all of them.
     pub(crate) fn sweep(&self, few: usize, now: u32) -> bool {
         let mut sweep = self.sweep.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut removed = Removed::default();
+        let (mut removed, mut useless) = (Removed::default(), Removed::default());
         let next = {
             let mut shard = self.parts[sweep.part].write();
             if !sweep.under_way {
                 (sweep.under_way, sweep.since) = (true, self.marks.latest());
             }
-            shard.sweep(sweep.slot, few, now, |entry| self.marks.judge(entry), &mut removed)
+            let goes = |entry: &Arc<Entry>| self.marks.judge(entry);
+            shard.sweep(sweep.slot, few, now, goes, [&mut removed, &mut useless])
         };
         self.free(removed, &self.counts.purged);
+        self.free(useless, &self.counts.expired);
         sweep.slot = next.unwrap_or(0);
         if next.is_some() {
             return false;

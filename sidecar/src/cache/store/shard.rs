@@ -390,11 +390,12 @@ impl Shard {
         few: usize,
         now: u32,
         goes: impl Fn(&Arc<Entry>) -> bool,
-        removed: &mut Removed,
+        [removed, useless]: [&mut Removed; 2],
     ) -> Option<u32> {
         let end = self.slots.len().min(from as usize + few) as u32;
         for slot in from..end {
-            self.thin(slot, |entry| entry.times().useful_until < now || goes(entry), removed);
+            self.thin(slot, &goes, removed);
+            self.thin(slot, |entry| entry.times().useful_until < now, useless);
         }
         (end < self.slots.len() as u32).then_some(end)
     }
