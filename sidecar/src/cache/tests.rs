@@ -89,7 +89,7 @@ const APART: Apart<'static> = Apart { scope: "s", identity: None };
 /// One request, with the refresh that follows from it.
 async fn ask(cache: &Rc<Cache>, request: &Parts, origin: &Script) -> Result<(String, String), ErrorKind> {
     let mut origin = origin.clone();
-    let response = match cache.look_up(request, &Body::Empty, APART) {
+    let response = match cache.look_up(request, Notable::of(&request.headers), &Body::Empty, APART) {
         Looked::Answer(response, _) => response,
         Looked::Stale(response, refresh) => {
             let mut origin = origin.clone();

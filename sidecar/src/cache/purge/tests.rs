@@ -118,6 +118,7 @@ fn text(policy: &str, scope: &str, url: &str, says: Option<&key::NoVarySearch>) 
         path,
         query,
         headers: &headers,
+        notable: crate::notable::Notable::default(),
         identity: None,
     };
     String::from_utf8(key::text(&parts, &rules(policy).key, says).expect("a key").to_vec()).expect("text")
