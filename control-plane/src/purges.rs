@@ -122,6 +122,7 @@ impl Purges {
         for (running, run) in &mut self.runs {
             let standing = run.asked.entry(instance.clone()).or_default();
             standing.lost = false;
+            // Who has carried it out already says so again by answering that there is nothing to do up to it.
             let comes = waiting.iter().any(|m| matches!(m, Message::Purge(p) if p.number == *running));
             if !comes && let Some(purge) = self.log.wire(*running) {
                 waiting.push_back(Message::Purge(wire::Purge { round: run.round, ..purge }));

@@ -26,7 +26,7 @@ async fn join(f: &Fixture, workload: &str, last: (&str, u64)) -> Sidecar {
 
 /// The next purge.
 async fn told(sidecar: &mut Sidecar) -> wire::Purge {
-    match sidecar.next().await.expect("a message") {
+    match sidecar.next_of_all().await.expect("a message") {
         to_sidecar::Message::Purge(purge) => purge,
         other => panic!("a purge is due, not {other:?}"),
     }

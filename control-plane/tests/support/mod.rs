@@ -11,7 +11,8 @@ use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Endpoint};
 use weft_config::wire::{
-    self, ToControlPlane, ToSidecar, mesh_client::MeshClient, to_control_plane, to_sidecar,
+    self, ToControlPlane, ToSidecar, mesh_client::MeshClient, purge::What::Nothing, to_control_plane,
+    to_sidecar,
 };
 use weft_control_plane::{
     ControlPlane, Running, Settings, status,
@@ -181,7 +182,17 @@ impl Sidecar {
         let _ = self.sender.send(ToControlPlane { message: Some(message) }).await;
     }
 
+    /// The next message, but for that which says that there is nothing to be purged: every stream begins with it.
     pub async fn next(&mut self) -> Result<to_sidecar::Message, Status> {
+        loop {
+            match self.next_of_all().await? {
+                to_sidecar::Message::Purge(purge) if matches!(purge.what, Some(Nothing(_))) => {}
+                message => return Ok(message),
+            }
+        }
+    }
+
+    pub async fn next_of_all(&mut self) -> Result<to_sidecar::Message, Status> {
         let message = timeout(PATIENCE, self.stream.message()).await.expect("a message in time")?;
         message.and_then(|message| message.message).ok_or_else(|| Status::aborted("the stream ended"))
     }
