@@ -254,7 +254,8 @@ impl Cache {
             View::Fresh(entry, terms) => {
                 let whole = !lookup.notable.has(Notable::CONDITION | Notable::RANGE)
                     && matches!(lookup.kind, Kind::Get | Kind::Head)
-                    && !entry.has_trailers();
+                    && !entry.has_trailers()
+                    && !OfSibling::is(request);
                 let response = match whole {
                     true => self.serve_whole(entry, &terms, now),
                     false => self.serve(request, &entry, &terms, now, Report::hit(0)),
@@ -263,6 +264,12 @@ impl Cache {
             }
             View::Part(entry, terms, ranges) => {
                 Looked::Answer(self.serve_part(request, &entry, &terms, &ranges, now), Answered::Hit)
+            }
+            // A sibling has what is stale itself, or has nobody else to ask for what is new.
+            View::Stale { entry, terms, refresh: true } if OfSibling::is(request) => {
+                (lookup.why, lookup.stored) =
+                    (Forwarded::Stale, Some(lookup::Stored { entry, terms, if_error: true }));
+                Looked::Go(Plan(Step::Fetch(Box::new(lookup))))
             }
             View::Stale { entry, terms, refresh } => {
                 let response = self.serve(request, &entry, &terms, now, Report::hit(0));

@@ -9,7 +9,7 @@ mod group;
 
 use crate::{
     body::Body,
-    cache::siblings::{Ask, Asked, ToSibling, WEFT_CACHE_ASK},
+    cache::siblings::{Ask, Asked, OfSibling, ToSibling, WEFT_CACHE_ASK},
     error::Kind,
     exchange::{Back, Failed},
     http1,
@@ -21,7 +21,7 @@ use crate::{
     worker::Worker,
 };
 use group::{Group, Sibling};
-use http::{HeaderValue, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use std::{
@@ -70,12 +70,13 @@ pub(crate) struct Question<'a> {
 }
 
 impl Siblings {
-    /// Asks whoever the key belongs to. `None` if that is us, if there is nobody, or if no answer came.
+    /// Asks whoever the key belongs to; `mark` writes into the question what goes on with a request. `None` if that is us, if there is nobody, or if no answer came.
     pub(crate) async fn ask(
         &self,
         worker: &Worker,
         live: &Live,
         question: Question<'_>,
+        mark: impl FnOnce(&mut HeaderMap),
     ) -> Option<Response<Body>> {
         let began = Instant::now();
         let group = match self.known(worker, live, question.served) {
@@ -88,7 +89,8 @@ impl Siblings {
             metrics.sibling_asked(SiblingAsked::LeftOut);
         }
         let sibling = choice.sibling?;
-        let head = question.head()?;
+        let mut head = question.head()?;
+        mark(&mut head.headers);
         let asked = sibling.trust.borrow_mut().asked(began.into());
         let limits = &live.snapshot.mesh.limits;
         let until = began + question.to.wait.unwrap_or(WAIT);
@@ -273,6 +275,7 @@ async fn take(mut response: Response<Body>, until: Instant) -> Outcome {
     http1::strip_hop_by_hop(headers, false);
     // What an application says to caches like ours is for us as well.
     message::strip_own_of_answer(headers);
+    response.extensions_mut().insert(OfSibling);
     let is_small = response.body().size_hint().upper().is_some_and(|bytes| bytes <= WHOLE);
     if !is_small || matches!(response.body(), Body::Empty | Body::Full(_)) {
         return Outcome::Answered(response);

@@ -342,6 +342,114 @@ async fn an_answer_says_whose_it_was_and_is_kept_where_it_was_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_the_application_speaks_siblings_are_asked() {
+    let policy = policy(&["tiers: { siblings: { timeout: 2s } }"]);
+    let fronts = Fronts::start(3, &policy, Scripted::start(kept).await).await;
+    for method in [Method::GET, Method::HEAD] {
+        let before = fronts.count(0, "answered").await;
+        for key in 0..16 {
+            let url = format!("http://product:8080/{method}/{key}");
+            let request = Request::builder().method(&method).uri(url).body(empty()).unwrap();
+            let answer = fronts.clients[0].call_http2(request).await;
+            assert_eq!(answer.status, 200);
+            assert_eq!(answer.text().is_empty(), method == Method::HEAD);
+        }
+        assert!(fronts.count(0, "answered").await > before);
+    }
+    assert_eq!(fronts.fetched("/GET/"), 16);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_two_versions_never_mix() {
+    let version = |text: &'static str| {
+        Scripted::start(move |asked: Asked| async move {
+            let mut response = kept(asked).await?;
+            *response.body_mut() = weft_tests::full(text);
+            Ok(response)
+        })
+    };
+    let (stable, canary) = (version("stable").await, version("canary").await);
+    let route = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: product, namespace: shop }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: product }]
+  rules:
+    - backendRefs: [{ name: stable, port: 8080, weight: 1 }, { name: canary, port: 8080, weight: 1 }]
+";
+    let documents = serving("front", 8080, "http")
+        + &serving("product", 8080, "http")
+        + &serving("stable", 8080, "http")
+        + &serving("canary", 8080, "http")
+        + route
+        + &policy(&["tiers: { siblings: {} }"]);
+    let mesh = Mesh::start(&documents).await;
+    let app = Backend::text("front").await;
+    let _stable = mesh.sidecar(Beside::new("stable").app(8080, stable.address())).await;
+    let _canary = mesh.sidecar(Beside::new("canary").app(8080, canary.address())).await;
+    let _product = mesh.sidecar(Beside::new("product").app(8080, stable.address())).await;
+    let front = mesh.sidecar(Beside::new("front").app(8080, app.address())).await;
+    mesh.endpoints("stable", 1).await;
+    mesh.endpoints("canary", 1).await;
+    for turn in 0..3 {
+        for (name, wanted) in [("stable", "\r\n\r\nstable"), ("canary", "\r\n\r\ncanary")] {
+            for path in 0..8 {
+                let scope = hash64(format!("shop/{name}:8080").as_bytes());
+                let ask = format!("outbound shop/product 8080 {scope:016x}");
+                let answer = say(&mesh, &front, FRONT, SERVER, &question(&format!("/{path}"), &ask)).await;
+                assert!(answer.ends_with(wanted), "{turn} {name}: {answer:?}");
+            }
+        }
+    }
+    assert_eq!((stable.begun(), canary.begun()), (8, 8), "each was kept for itself");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_stale_is_fetched_anew_once_for_all_and_given_when_the_origin_fails() {
+    let well = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_well = well.clone();
+    let origin = Scripted::start(move |asked: Asked| {
+        let is_well = is_well.load(std::sync::atomic::Ordering::Relaxed);
+        async move {
+            if !is_well {
+                return Ok(scripted::status(503));
+            }
+            let mut response = kept(asked).await?;
+            // Without anything by which it could be asked about.
+            response.headers_mut().insert("cache-control", HeaderValue::from_static("max-age=1"));
+            Ok(response)
+        }
+    })
+    .await;
+    let fields = ["tiers: { siblings: { timeout: 2s } }", "stale: { whileRevalidate: 60s, ifError: 60s }"];
+    let fronts = Fronts::start(3, &policy(&fields), origin).await;
+    let (path, first) = fronts.of_another(0, "/of").await;
+    fronts.get(1, &path).await;
+    fronts.get(2, &path).await;
+    assert_eq!(fronts.fetched(&path), 1);
+    // All have it; all find it stale, and it is fetched for all of them.
+    let turn = std::cell::Cell::new(0);
+    eventually("something new everywhere", PATIENCE, || async {
+        turn.set(turn.get() + 1);
+        let mut new = 0;
+        for n in 0..3 {
+            new += usize::from(fronts.get(n, &path).await.text() != first.text());
+        }
+        (new == 3).then_some(())
+    })
+    .await;
+    well.store(false, std::sync::atomic::Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    for _ in 0..3 {
+        for n in 0..3 {
+            let answer = fronts.get(n, &path).await;
+            assert!(answer.text().starts_with(&path), "{}", answer.text());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_is_seen_by_who_made_it_whatever_siblings_keep() {
     let fronts =
         Fronts::start(3, &policy(&["tiers: { siblings: { timeout: 2s } }"]), Scripted::start(kept).await)

@@ -7,10 +7,6 @@ use crate::document::endpoint_slice::AddressType;
 /// Paths of the fields that nothing is done with yet.
 pub(super) fn not_enforced(document: &Document) -> Vec<String> {
     match document {
-        Document::CachePolicy(policy) => {
-            let siblings = policy.spec.tiers.siblings.as_ref();
-            siblings.map(|_| "spec.tiers.siblings".to_owned()).into_iter().collect()
-        }
         Document::AuthorizationPolicy(policy) if policy.spec.action == AuthorizationAction::Audit => {
             vec!["spec.action".to_owned()]
         }

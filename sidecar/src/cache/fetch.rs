@@ -292,6 +292,8 @@ impl Cache {
                 report = report.refused(why);
                 match why {
                     Refusal::RequestNoStore | Refusal::Head => filler.personal(),
+                    // What a sibling gives stale, since the origin fails, may be had again.
+                    Refusal::NoFreshness if OfSibling::gave(&head) => filler.personal(),
                     Refusal::Partial if request.headers.contains_key(header::RANGE) => filler.personal(),
                     Refusal::Status if head.status == StatusCode::NOT_MODIFIED => filler.personal(),
                     _ if head.status.is_server_error() => filler.failed(),

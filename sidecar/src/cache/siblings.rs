@@ -3,7 +3,7 @@
 //! Siblings are the sidecars of one service. Each key has an owner among them, by rendezvous hashing, so that one that
 //! comes or goes moves its own keys and no others.
 
-use http::{HeaderName, HeaderValue, request::Parts};
+use http::{HeaderName, HeaderValue, request::Parts, response};
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Mutex, PoisonError},
@@ -27,6 +27,7 @@ const CHANGED: usize = 4096;
 const CHANGED_FOR: u32 = 600;
 
 /// In a request's extensions it says that a sibling asked: it is answered from here or by the origin, and by nobody else.
+/// In a response's, that a sibling gave it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OfSibling;
 
@@ -34,6 +35,11 @@ impl OfSibling {
     /// Whether a sibling made this request.
     pub(crate) fn is(request: &Parts) -> bool {
         request.extensions.get::<Self>().is_some()
+    }
+
+    /// Whether a sibling gave this response.
+    pub(crate) fn gave(response: &response::Parts) -> bool {
+        response.extensions.get::<Self>().is_some()
     }
 }
 

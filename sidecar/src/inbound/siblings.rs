@@ -25,7 +25,8 @@ impl Application<'_> {
         let ask = Ask::Inbound { caller: peer.clone() };
         let until = self.told.deadline;
         let question = Question { to, ask: &ask, until, back: self.back, served: Some(served) };
-        worker.siblings.ask(worker, self.live, question).await
+        let call = &mut *self.call;
+        worker.siblings.ask(worker, self.live, question, |headers| call.mark(headers)).await
     }
 }
 

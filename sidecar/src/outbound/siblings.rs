@@ -34,7 +34,8 @@ impl Upstream<'_> {
             scope: digest(&self.chosen.to.scope),
         };
         let question = Question { to, ask: &ask, until: self.time.deadline, back: self.back, served: None };
-        worker.siblings.ask(worker, self.live, question).await
+        let call = &mut *self.call;
+        worker.siblings.ask(worker, self.live, question, |headers| call.mark(headers)).await
     }
 }
 
