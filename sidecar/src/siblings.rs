@@ -45,6 +45,7 @@ const WHOLE: u64 = 64 * 1024;
 const SEEK_AGAIN: Duration = Duration::from_secs(5);
 /// How long an answer is waited for where requests do not wait for each other's fetches.
 const WAIT: Duration = Duration::from_secs(5);
+
 /// One worker's siblings.
 #[derive(Default)]
 pub(crate) struct Siblings {
@@ -70,7 +71,8 @@ pub(crate) struct Question<'a> {
 }
 
 impl Siblings {
-    /// Asks whoever the key belongs to; `mark` writes into the question what goes on with a request. `None` if that is us, if there is nobody, or if no answer came.
+    /// Asks whoever the key belongs to. `None` if that is us, if there is nobody, or if no answer came. `mark` writes into
+    /// the question what goes on with every request.
     pub(crate) async fn ask(
         &self,
         worker: &Worker,
