@@ -179,7 +179,9 @@ async fn a_sibling_that_is_gone_costs_no_answer_and_is_left_out() {
     for key in 0..200 {
         fronts.get(0, &format!("/key/{key}")).await;
     }
-    assert_eq!(fronts.fetched("/key/"), 200);
+    // It may have been about to answer when it went.
+    let fetched = fronts.fetched("/key/");
+    assert!((200..=202).contains(&fetched), "{fetched} fetches");
     let (failed, left_out) = (fronts.count(0, "failed").await, fronts.count(0, "left_out").await);
     assert!((1.0..10.0).contains(&failed), "{failed} connections were tried");
     assert!(left_out > 0.0, "its keys belong to others meanwhile");
@@ -209,7 +211,9 @@ async fn a_sibling_that_hangs_costs_a_wait_and_is_left_out() {
         fronts.get(0, &format!("/key/{key}")).await;
     }
     held.abort();
-    assert_eq!(fronts.fetched("/key/"), 200);
+    // It may have been about to answer when it went.
+    let fetched = fronts.fetched("/key/");
+    assert!((200..=202).contains(&fetched), "{fetched} fetches");
     // The connections from before are broken: that is found out at once.
     let (timeout, failed) = (fronts.count(0, "timeout").await, fronts.count(0, "failed").await);
     assert!((1.0..10.0).contains(&(timeout + failed)), "{timeout} waits, {failed} failures");
