@@ -1,5 +1,7 @@
 //! The cache with an origin that follows a script: no sockets, no other worker.
 
+mod siblings;
+
 use super::*;
 use crate::{
     error::{Error, Kind as ErrorKind},
