@@ -10,6 +10,8 @@ mod exchange;
 mod fetch;
 mod fill;
 mod freshness;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod invalidation;
 mod key;
 mod lookup;

@@ -39,7 +39,7 @@ pub(crate) async fn read(io: &mut Io, limit: usize) -> Result<Authority, Error> 
     }
 }
 
-fn parse(head: &[u8]) -> Result<Authority, Error> {
+pub(crate) fn parse(head: &[u8]) -> Result<Authority, Error> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut request = httparse::Request::new(&mut headers);
     let bad = |why: &str| Error::new(Kind::BadRequest, format!("the CONNECT request is malformed: {why}"));
@@ -50,7 +50,9 @@ fn parse(head: &[u8]) -> Result<Authority, Error> {
     }
     let target: Uri =
         request.path.unwrap_or_default().parse().map_err(|_| bad("its target is no host:port"))?;
-    let authority = target.authority().filter(|a| a.port_u16().is_some() && !a.host().is_empty());
+    let authority = target
+        .authority()
+        .filter(|a| a.port_u16().is_some() && !a.host().is_empty() && !a.as_str().contains('@'));
     authority.cloned().ok_or_else(|| bad("its target is no host:port"))
 }
 
@@ -90,6 +92,7 @@ mod tests {
         assert_eq!(ok.as_str(), "db:5432");
         for bad in [
             "CONNECT db HTTP/1.1\r\n\r\n",
+            "CONNECT user@db:5432 HTTP/1.1\r\n\r\n",
             "CONNECT /x HTTP/1.1\r\n\r\n",
             "CONNECT http://a/b HTTP/1.1\r\n\r\n",
         ] {

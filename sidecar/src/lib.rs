@@ -12,6 +12,9 @@ mod context;
 mod drain;
 mod error;
 mod exchange;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod http1;
 mod http2;
 mod inbound;

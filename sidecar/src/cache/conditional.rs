@@ -20,11 +20,17 @@ impl<'a> Validators<'a> {
     pub(crate) fn of(headers: &'a HeaderMap, received: u32) -> Self {
         let field = |name| headers.get(name).map(HeaderValue::as_bytes);
         Self {
-            etag: field(header::ETAG),
+            // One without text names nothing, and cannot be asked by.
+            etag: field(header::ETAG).filter(|etag| !etag.is_empty()),
             last_modified: field(header::LAST_MODIFIED),
             date: field(header::DATE),
             received,
         }
+    }
+
+    /// True if there is something to ask by.
+    pub(crate) fn any(&self) -> bool {
+        self.etag.is_some() || self.modified().is_some()
     }
 
     fn modified(&self) -> Option<u64> {

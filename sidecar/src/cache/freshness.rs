@@ -1,6 +1,7 @@
 //! How old a response is, how long it is fresh, and what may still be done with it after (RFC 9111 section 4.2).
 
 use super::{
+    conditional::Validators,
     date,
     directives::{FOREVER, RequestDirectives, ResponseDirectives, seconds},
     entry::Times,
@@ -189,11 +190,7 @@ impl Terms {
         flags.set(Flags::NEVER_STALE, directives.never_stale() || (directives.no_cache && !forced));
         flags.set(Flags::IMMUTABLE, directives.immutable);
         flags.set(Flags::HEURISTIC, source == Source::Heuristic);
-        flags.set(
-            Flags::VALIDATOR,
-            headers.contains_key(header::ETAG)
-                || date::of(headers, &header::LAST_MODIFIED, around.arrival.received).is_some(),
-        );
+        flags.set(Flags::VALIDATOR, Validators::of(headers, around.arrival.received).any());
         let terms = Self {
             received: around.arrival.received,
             initial_age: initial_age(headers, around.arrival),

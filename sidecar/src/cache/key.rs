@@ -295,8 +295,10 @@ fn escape(bytes: &[u8]) -> Option<u8> {
     }
 }
 
-/// The normal form of RFC 3986 section 6.2.2: escapes in capitals, and none for what needs none.
-fn push_normal(text: &mut Text, mut bytes: &[u8]) {
+/// The normal form of RFC 3986 section 6.2.2: escapes in capitals, and none for what needs none. What has a percent sign
+/// that begins no escape stays as it is: made alike, `%%325` would be the `%25` that means something else.
+fn push_normal(text: &mut Text, whole: &[u8]) {
+    let (start, mut bytes) = (text.len(), whole);
     loop {
         let plain = bytes.iter().position(|byte| *byte == b'%').unwrap_or(bytes.len());
         text.extend_from_slice(&bytes[..plain]);
@@ -308,9 +310,8 @@ fn push_normal(text: &mut Text, mut bytes: &[u8]) {
             Some(byte) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => text.push(byte),
             Some(_) => text.extend(bytes[..3].iter().map(u8::to_ascii_uppercase)),
             None => {
-                text.push(b'%');
-                bytes = &bytes[1..];
-                continue;
+                text.truncate(start);
+                return text.extend_from_slice(whole);
             }
         }
         bytes = &bytes[3..];

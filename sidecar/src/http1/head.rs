@@ -322,7 +322,7 @@ fn target(method: &Method, target: Bytes) -> Result<Uri, Error> {
     if *method == Method::CONNECT {
         let authority = Authority::from_maybe_shared(target)
             .ok()
-            .filter(|authority| authority.port_u16().is_some() && !authority.as_str().contains('@'))
+            .filter(|authority| authority.port_u16().is_some() && is_host(authority.as_str()))
             .ok_or_else(|| bad("CONNECT needs a target of the form host:port"))?;
         return Ok(Uri::from(authority));
     }
@@ -343,8 +343,10 @@ fn target(method: &Method, target: Bytes) -> Result<Uri, Error> {
         let Some(authority) = authority else {
             return Err(bad("the request target is neither a path nor an http:// URL"));
         };
-        if authority.host().is_empty() || authority.as_str().contains('@') {
-            return Err(bad("the URL in the request target needs a host and must not have a user in it"));
+        if authority.host().is_empty() || !is_host(authority.as_str()) {
+            return Err(bad(
+                "the URL in the request target needs a host name, and must not have a user in it",
+            ));
         }
     }
     Ok(uri)
@@ -358,7 +360,7 @@ fn settle_host(request: &mut Request<()>) -> Result<(), Error> {
         (None, _) if request.version() == Version::HTTP_11 => {
             return Err(bad("the request has no Host field, which HTTP/1.1 requires"));
         }
-        (Some(host), None) if !host.as_bytes().iter().all(|byte| is_host_byte(*byte)) => {
+        (Some(host), None) if !host.as_bytes().iter().copied().all(is_host_byte) => {
             return Err(bad("Host is not a host name with an optional port"));
         }
         _ => {}
@@ -369,6 +371,11 @@ fn settle_host(request: &mut Request<()>) -> Result<(), Error> {
         request.headers_mut().insert(header::HOST, value);
     }
     Ok(())
+}
+
+/// What may stand in `Host` may stand in a target: the next one reads it there.
+fn is_host(authority: &str) -> bool {
+    authority.bytes().all(is_host_byte)
 }
 
 fn is_host_byte(byte: u8) -> bool {

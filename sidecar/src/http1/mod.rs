@@ -12,6 +12,8 @@ mod chunked;
 mod client;
 mod conn;
 mod framing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod head;
 mod hop_by_hop;
 mod incoming;

@@ -55,6 +55,14 @@ fn if_none_match(#[case] list: &str, #[case] etag: &str, #[case] not_modified: b
 }
 
 #[test]
+fn an_empty_tag_is_nothing_to_ask_by() {
+    let headers = headers(&[("etag", "")]);
+    let stored = Validators::of(&headers, NOW);
+    assert!(!stored.any() && stored.strong().is_none());
+    assert!(!ask(&mut HeaderMap::new(), &[stored]));
+}
+
+#[test]
 fn if_none_match_in_several_lines_and_without_a_tag() {
     let two = [("if-none-match", "\"b\""), ("if-none-match", "\"a\"")];
     assert!(judged(&Method::GET, &two, &tagged("\"a\"")));

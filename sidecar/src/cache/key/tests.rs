@@ -102,6 +102,8 @@ fn other_authorities_schemes_and_classes_are_others() {
 #[case("a=%26b=1", "a=&b=1", false)]
 #[case("a=%", "a=%25", false)]
 #[case("a=%zz", "a=%ZZ", false)]
+#[case("a=%%325", "a=%25", false)]
+#[case("a=%%341", "a=%41", false)]
 #[case("a=1&b=2", "b=2&a=1", false)]
 #[case("a", "a=", false)]
 fn queries(#[case] a: &str, #[case] b: &str, #[case] same: bool) {
