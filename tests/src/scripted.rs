@@ -11,6 +11,7 @@ use hyper::{
 use std::{
     future::{Future, pending},
     net::SocketAddr,
+    ops::Deref,
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock,
@@ -29,8 +30,12 @@ pub type Reply = Result<Response<Body>, BoxError>;
 /// An application that does what a test says, request by request.
 pub struct Scripted {
     backend: Backend,
-    book: Arc<Book>,
+    seen: Seen,
 }
+
+/// What an application has seen so far; outlives it.
+#[derive(Clone)]
+pub struct Seen(Arc<Book>);
 
 /// A request as the application got it, its body read to the end.
 #[derive(Clone, Debug)]
@@ -41,6 +46,8 @@ pub struct Asked {
     pub method: Method,
     /// Its path, without the query.
     pub path: String,
+    /// Its path with the query.
+    pub target: String,
     /// Its fields.
     pub headers: HeaderMap,
     /// Its body.
@@ -97,27 +104,42 @@ impl Scripted {
             async move { follow(&*script, book, request).await }
         })
         .await;
-        Self { backend, book }
+        Self { backend, seen: Seen(book) }
+    }
+
+    /// The application itself, which ends when dropped, and what it sees.
+    pub fn apart(self) -> (Backend, Seen) {
+        (self.backend, self.seen)
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.backend.address()
     }
+}
 
+impl Deref for Scripted {
+    type Target = Seen;
+
+    fn deref(&self) -> &Seen {
+        &self.seen
+    }
+}
+
+impl Seen {
     /// Requests that came.
     pub fn begun(&self) -> u64 {
-        self.book.begun.load(Relaxed)
+        self.0.begun.load(Relaxed)
     }
 
     /// Requests that were answered to the end, or that it broke off by itself.
     pub fn ended(&self) -> u64 {
-        self.book.ended.load(Relaxed)
+        self.0.ended.load(Relaxed)
     }
 
     /// Requests whose caller went away before.
     pub fn cancelled(&self) -> u64 {
-        self.book.cancelled.load(Relaxed)
+        self.0.cancelled.load(Relaxed)
     }
 
     /// Requests that it works at now.
@@ -127,7 +149,12 @@ impl Scripted {
 
     /// The first thousand requests whose bodies arrived whole.
     pub fn asked(&self) -> Vec<Asked> {
-        self.book.asked.lock().expect("not poisoned").clone()
+        self.0.asked.lock().expect("not poisoned").clone()
+    }
+
+    /// The last of these.
+    pub fn last(&self) -> Asked {
+        self.0.asked.lock().expect("not poisoned").last().expect("asked at least once").clone()
     }
 }
 
@@ -139,8 +166,9 @@ where
     let mut under_way = UnderWay { book: book.clone(), ended: false };
     let (head, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
+    let target = head.uri.path_and_query().map_or("", |target| target.as_str()).to_owned();
     let (method, path, headers) = (head.method, head.uri.path().to_owned(), head.headers);
-    let asked = Asked { turn, method, path, headers, body };
+    let asked = Asked { turn, method, path, target, headers, body };
     {
         let mut all = book.asked.lock().expect("not poisoned");
         if all.len() < KEPT {

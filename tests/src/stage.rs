@@ -102,7 +102,7 @@ pub struct Stage {
     pub caller: Process,
     /// A client of it.
     pub client: Client,
-    served: BTreeMap<String, (Process, Backend)>,
+    served: BTreeMap<String, (Process, Option<Backend>)>,
 }
 
 impl Stage {
@@ -131,7 +131,7 @@ impl Stage {
         }
         let client = Client::new(caller.outbound());
         let served = instances.into_iter().map(|instance| (instance.name, instance.app)).zip(started);
-        let served = served.map(|((name, app), process)| (name, (process, app))).collect();
+        let served = served.map(|((name, app), process)| (name, (process, Some(app)))).collect();
         Self { mesh, caller, client, served }
     }
 
@@ -143,6 +143,12 @@ impl Stage {
     /// Ends an instance as a crash does: its sidecar and its application are gone at once.
     pub fn kill(&mut self, instance: &str) {
         assert!(self.served.remove(instance).is_some(), "there is no {instance}");
+    }
+
+    /// Ends an instance's application as a crash does; its sidecar stays.
+    pub fn kill_app(&mut self, instance: &str) {
+        let app = self.served.get_mut(instance).and_then(|(_, app)| app.take());
+        assert!(app.is_some(), "there is no {instance}");
     }
 
     /// Ends an instance in order, and waits until everybody knows: `left` of its service are left.
