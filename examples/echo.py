@@ -9,11 +9,14 @@ What it does, by environment variable, for all of its answers:
     ECHO_STATUS=503     answers with this status
     ECHO_EVERY=3        is slow or fails only for every third request, and does well otherwise
     ECHO_HEALTH=503     answers /health with this status
+    ECHO_HEADERS="Cache-Control: max-age=10 | ETag: auto"   says these, too; the tag is made of the text, and who has
+                        what it stands for gets 304
     ECHO_CALLS="http://b:8080/ http://c:8080/"   calls these, one after the other, before it answers
 
-`?slow=300`, `?status=503` in a request are for this request alone; `?show=NAME` shows a header of the request. One that
-calls others passes these on to them. `/count` says how many requests there were. `/become?status=503` changes what is in
-the environment while it runs: call it at the address under APPLICATION, past the mesh.
+`?slow=300`, `?status=503` in a request are for this request alone; `?show=NAME` shows a header of the request, `?number`
+which of all requests it is. One that calls others passes these on to them. `/count` says how many requests there were.
+`/become?status=503` changes what is in the environment while it runs: call it at the address under APPLICATION, past the
+mesh.
 """
 
 import http.client
@@ -24,11 +27,12 @@ import signal
 import socket
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 NAME = os.environ.get("WEFT_WORKLOAD", "echo")
-NAMES = ("label", "slow", "status", "every", "health", "calls")
+NAMES = ("label", "slow", "status", "every", "health", "calls", "headers")
 SETTINGS = {name: os.environ.get("ECHO_" + name.upper(), "") for name in NAMES}
 # Sent on with every call, so that all hops of one request are one trace. Nothing else is asked of an application.
 CARRIED = ("traceparent", "tracestate")
@@ -63,6 +67,8 @@ class Echo(BaseHTTPRequestHandler):
         turn = number % int(SETTINGS["every"] or 1) == 0
         status = int(asked.get("status") or (turn and SETTINGS["status"]) or 200)
         text = f"{NAME} {SETTINGS['label']}".strip()
+        if "number" in asked:
+            text += f" number {number}"
         if "show" in asked:
             text += f" {asked['show']}: {self.headers.get(asked['show'], 'none')}"
         started = time.monotonic()
@@ -80,7 +86,12 @@ class Echo(BaseHTTPRequestHandler):
             print(f"nobody waits for {self.path} any more; stopped after {took:.1f} s", flush=True)
             self.close_connection = True
             return
-        self.say(status, text if status < 400 else f"{text} fails with {status}")
+        own = [line.split(":", 1) for line in SETTINGS["headers"].split("|") if ":" in line]
+        tag = f'"{zlib.crc32(text.encode()):08x}"'
+        own = [(name.strip(), value.strip().replace("auto", tag)) for name, value in own]
+        if ("ETag", tag) in own and tag in self.headers.get("If-None-Match", "") and status < 300:
+            return self.say(304, "", own)
+        self.say(status, text if status < 400 else f"{text} fails with {status}", own if status < 400 else [])
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = answer
 
@@ -112,13 +123,16 @@ class Echo(BaseHTTPRequestHandler):
         finally:
             mesh.close()
 
-    def say(self, status, text):
+    def say(self, status, text, headers=()):
         body = f"{text}\n".encode()
         self.send_response(status)
-        self.send_header("Content-Type", "text/plain")
-        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers:
+            self.send_header(name, value)
+        if status != 304:
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command != "HEAD" and status != 304:
             self.wfile.write(body)
 
     def log_message(self, *_):

@@ -2,7 +2,10 @@
 "use strict";
 
 const PERIOD = 2000;
+// Every sidecar is asked for these, so not as often.
+const CACHE_PERIOD = 10000;
 let status = null;
+let caches = new Map();
 let shown = "";
 const opened = new Set();
 
@@ -111,6 +114,15 @@ function place(endpoint) {
   return make("div.place", make("span.nowrap", endpoint.workload || "–"), make("span.mono.faint", `${endpoint.port} → ${endpoint.address}`), secure, make("span", labels));
 }
 
+// How many of a service's requests that were looked up, at callers and where it is served, it had nothing to do with.
+function fromCaches(service) {
+  const told = caches.get(`${service.namespace}/${service.name}`);
+  if (!told) return make("span.faint", "–");
+  const share = make("span.pill.good", `${Math.floor((100 * told.spared) / told.asked)} %`);
+  share.title = `${told.spared} of ${told.asked} requests since the sidecars started`;
+  return share;
+}
+
 function services() {
   const list = status.services.filter((s) => matches(s.name, s.namespace, ...s.documents, ...s.endpoints.map((e) => e.workload)));
   fill("services-table", list.map((service) => {
@@ -122,6 +134,7 @@ function services() {
       make("td.nowrap", make("div.name", service.name), make("div.sub", service.namespace)),
       make("td", where),
       make("td", service.documents.length ? service.documents.map((d) => make("span.chip", d)) : make("span.faint", "–")),
+      make("td.end", fromCaches(service)),
       make("td.end.mono.faint", service.version.slice(0, 8)));
   }), status.services.length ? "No service matches the filter." : "No services yet: add a Workload or Service document.");
   byId("services-count").textContent = status.services.length || "";
@@ -207,5 +220,30 @@ async function refresh() {
   setTimeout(refresh, document.hidden ? PERIOD * 5 : PERIOD);
 }
 
+async function refreshCaches() {
+  try {
+    if (status && !document.hidden && status.documents.some((d) => d.kind === "CachePolicy")) {
+      const answer = await fetch("/api/cache/stats", { cache: "no-store", signal: AbortSignal.timeout(CACHE_PERIOD) });
+      if (answer.ok) {
+        const sums = new Map();
+        for (const { service, direction, hits, stale, revalidated, misses } of (await answer.json()).services) {
+          const sum = sums.get(service) || { spared: 0, outbound: 0, inbound: 0 };
+          sum.spared += hits + stale;
+          sum[direction] += hits + stale + revalidated + misses;
+          // What callers do not have is asked for once more where it is served.
+          sum.asked = Math.max(sum.outbound, sum.inbound);
+          if (sum.asked) sums.set(service, sum);
+        }
+        caches = sums;
+        services();
+      }
+    }
+  } catch {
+    // The page says already that nobody answers; what was known before is still shown.
+  }
+  setTimeout(refreshCaches, status ? CACHE_PERIOD : PERIOD);
+}
+
 byId("filter").addEventListener("input", () => status && show());
 refresh();
+refreshCaches();

@@ -41,17 +41,18 @@ impl Answered {
     }
 }
 
-/// What the header's lines say together. The cache that is nearest to the service stands first; one that has an answer
-/// is asked last.
-pub(crate) fn read(lines: &str) -> Option<Answered> {
-    let members = lines.split(',').map(|member| member.split(';').map(str::trim).collect::<Vec<_>>());
-    let each: Vec<Answered> = members.filter_map(|member| one(&member)).collect();
-    each.iter().copied().find(|answered| answered.is_spared()).or(each.last().copied())
+/// What the header's lines say together, and the words of the cache that decides. The nearest to the caller stands last;
+/// what others say counts only where it had to ask them.
+pub(crate) fn read(lines: &str) -> Option<(Answered, &str)> {
+    let members = lines.split(',').map(str::trim).rev();
+    let each: Vec<(Answered, &str)> = members.filter_map(|member| Some((one(member)?, member))).collect();
+    each.iter().copied().find(|(answered, _)| answered.is_spared()).or(each.first().copied())
 }
 
 /// One cache's word: a name, then what happened.
-fn one(member: &[&str]) -> Option<Answered> {
-    let (name, said) = member.split_first()?;
+fn one(member: &str) -> Option<Answered> {
+    let words: Vec<&str> = member.split(';').map(str::trim).collect();
+    let (name, said) = words.split_first()?;
     let value = |key: &str| said.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
     if name.is_empty() {
         return None;
@@ -136,8 +137,12 @@ mod tests {
             ("; hit", None),
             ("weft", None),
         ] {
-            assert_eq!(read(lines), expected, "{lines}");
+            assert_eq!(read(lines).map(|(answered, _)| answered), expected, "{lines}");
         }
+        let decides = |lines| read(lines).map(|(_, words)| words);
+        assert_eq!(decides("weft-inbound; fwd=uri-miss, weft; hit; ttl=3"), Some("weft; hit; ttl=3"));
+        assert_eq!(decides("weft-inbound; hit, weft; fwd=uri-miss"), Some("weft-inbound; hit"));
+        assert_eq!(decides("weft-inbound; fwd=method, weft; fwd=uri-miss"), Some("weft; fwd=uri-miss"));
     }
 
     #[test]

@@ -184,7 +184,7 @@ impl Client {
             let body = if body.is_empty() { &b"null"[..] } else { &body[..] };
             Ok((head.status, serde_json::from_slice(body).map_err(malformed)?))
         });
-        if let Some(answered) = cache.as_deref().and_then(cache_status::read) {
+        if let Some((answered, _)) = cache.as_deref().and_then(cache_status::read) {
             self.caches.note(service, answered);
         }
         context.note(Call {

@@ -166,7 +166,7 @@ fn this_request(rules: &CacheRules, on: &CacheOn<'_>, asked: &Asked<'_>) -> Deci
     let says = |field: &str| vec![SaidBy::field(on.found, field)];
     let headers = asked.headers;
     let passes =
-        |why: String| decision("cache, this request", format!("passes by the cache: {why}"), Vec::new());
+        |why: String| decision("cache, this request", format!("passes by the cache: {why}"), says("spec"));
     let mut notes = Vec::new();
     match *asked.method {
         Method::GET | Method::HEAD => {}
@@ -208,7 +208,7 @@ fn this_request(rules: &CacheRules, on: &CacheOn<'_>, asked: &Asked<'_>) -> Deci
             "`Authorization`: kept only if the answer says public, s-maxage or must-revalidate".to_owned(),
         );
     }
-    let mut sources = Vec::new();
+    let mut sources = says("spec");
     // Which override holds hangs on the status of the answer; told is what holds if all goes well.
     if let Some(found) = rules.ttl.over(http::StatusCode::OK, asked.path) {
         let at = rules.ttl.overrides.iter().position(|own| std::ptr::eq(own, found)).unwrap_or_default();

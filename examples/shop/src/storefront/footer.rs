@@ -10,15 +10,17 @@ use crate::{
 /// Who answered what for this page, and how much of all that was asked so far nobody had to answer again.
 pub(super) fn render(visit: &Visit, replica: &Replica, caches: &Tally) -> String {
     let calls = visit.context.calls();
-    let spared = calls.iter().filter(|call| answered(call).is_some_and(Answered::is_spared)).count();
+    let spared =
+        calls.iter().filter(|call| answered(call).is_some_and(|(answered, _)| answered.is_spared())).count();
     let rows: String = calls.iter().map(row).collect();
     format!(
         r#"<footer class="mesh"><div class="inner"><div class="facts"><span><b>The mesh behind this page</b></span>
-<span>{count} calls</span><span>{spared} of them answered from caches</span><span>{total:.1} ms</span>
+<span>{count} {calls}</span><span>{spared} of them answered from caches</span><span>{total:.1} ms</span>
 <span>rendered by {replica}</span><span>trace <code>{trace}</code></span></div>{meters}
 <table><thead><tr><th>Service</th><th>Call</th><th>Answered by</th><th>Version</th><th>Result</th><th>Cache</th><th>Time</th></tr></thead>
 <tbody>{rows}</tbody></table></div></footer>"#,
         count = calls.len(),
+        calls = if calls.len() == 1 { "call" } else { "calls" },
         total = visit.began.elapsed().as_secs_f64() * 1000.0,
         replica = Text(&replica.name),
         trace = Text(visit.context.trace_id().unwrap_or("none")),
@@ -26,7 +28,7 @@ pub(super) fn render(visit: &Visit, replica: &Replica, caches: &Tally) -> String
     )
 }
 
-fn answered(call: &Call) -> Option<Answered> {
+fn answered(call: &Call) -> Option<(Answered, &str)> {
     cache_status::read(call.cache.as_deref()?)
 }
 
@@ -73,9 +75,9 @@ fn row(call: &Call) -> String {
     )
 }
 
-/// What the caches say: in a word, and as they say it.
+/// What the caches say: in a word, and as the one says it that decides.
 fn cache(call: &Call) -> String {
-    let (Some(said), Some(answered)) = (&call.cache, answered(call)) else {
+    let (Some(all), Some((answered, said))) = (&call.cache, answered(call)) else {
         return r#"<span class="never">never kept</span>"#.to_owned();
     };
     let class = match answered {
@@ -85,7 +87,8 @@ fn cache(call: &Call) -> String {
         Answered::PassedBy => "by",
     };
     format!(
-        r#"<span class="answered {class}">{word}</span> <code>{said}</code>"#,
+        r#"<span class="answered {class}" title="{all}">{word}</span> <code>{said}</code>"#,
+        all = Text(all),
         word = answered.as_str(),
         said = Text(said),
     )

@@ -82,7 +82,7 @@ impl<'a> Page<'a> {
         let notice = self.notice.as_ref().map_or(String::new(), |notice| {
             format!(
                 r#"<div class="notice{}" role="alert"><strong>{}</strong><p>{}</p></div>"#,
-                if notice.good { " done" } else { "" },
+                if notice.good { " well" } else { "" },
                 Text(&notice.title),
                 Text(&notice.text)
             )
