@@ -257,7 +257,7 @@ mod tests {
         let (_, text) = purge.text();
         let service = purge.service.as_ref().map(ToString::to_string).unwrap_or_default();
         assert_eq!(read(kind, &text, &service), Ok(purge.clone()));
-        assert_eq!(Purge::from_wire(&purge.to_wire(), "elsewhere").is_ok(), true);
+        assert!(Purge::from_wire(&purge.to_wire(), "elsewhere").is_ok());
         assert_eq!(Purge::from_wire(&purge.to_wire(), "shop"), Ok(Some(purge)));
     }
 

@@ -387,7 +387,7 @@ fn sum(found: Surveyed) -> CacheStats {
             .into_iter()
             .map(|((result, reason), requests)| ReasonStats { result, reason, requests })
             .collect();
-        reasons.sort_by(|a: &ReasonStats, b| b.requests.cmp(&a.requests));
+        reasons.sort_by_key(|reason: &ReasonStats| std::cmp::Reverse(reason.requests));
         let given = stats.hits.saturating_add(stats.stale);
         let looked_up = given.saturating_add(stats.revalidated).saturating_add(stats.misses);
         ServiceStats {
