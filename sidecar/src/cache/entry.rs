@@ -348,6 +348,7 @@ impl Entry {
     }
 
     /// The first value of a field, without a map being made.
+    #[cfg(test)]
     pub(crate) fn field(&self, name: &HeaderName) -> Option<&[u8]> {
         let section = self.section(FIELDS);
         fields(section)

@@ -9,6 +9,8 @@ mod shard;
 mod stores;
 mod table;
 
+#[cfg(test)]
+pub(super) use marks::tests as choices;
 pub(crate) use marks::{Choice, Manner, Mark, What};
 pub(super) use shard::PLACE;
 pub(crate) use shard::Top;
@@ -385,29 +387,6 @@ impl Store {
         false
     }
 
-    /// Purges what is stored under one key; a hard purge holds for what is under way too. Gives how many entries there
-    /// were.
-    pub(crate) fn purge_key(&self, key: Key<'_>, manner: Manner, now: u32) -> u64 {
-        self.purge_farther(key);
-        let spot = Spot::of(key.hash());
-        match manner {
-            Manner::Hard => {
-                self.remember(key, now);
-                let mut removed = Removed::default();
-                self.part(key.hash()).write().remove(spot, key, &mut removed);
-                let found = removed.entries;
-                self.free(removed, &self.counts.purged);
-                found
-            }
-            Manner::Soft => {
-                let shard = self.part(key.hash()).read();
-                let Some(variants) = shard.peek(spot, key) else { return 0 };
-                variants.iter().for_each(|entry| entry.outdate());
-                variants.iter().len() as u64
-            }
-        }
-    }
-
     /// Purges everything whose key has this for its first line, stored or under way: all that is kept of one URI. Cheap
     /// enough for every request that changes something.
     pub(crate) fn invalidate(&self, uri: &[u8], now: u32) {
@@ -465,7 +444,8 @@ impl Store {
     }
 
     /// Purges and sweeps to the end, a few slots at a time. Gives how many entries it was for. Not for a worker.
-    pub(crate) fn purge_through(&self, what: What, manner: Manner, now: u32) -> u64 {
+    #[cfg(test)]
+    pub(super) fn purge_through(&self, what: What, manner: Manner, now: u32) -> u64 {
         let mark = self.purge(what, manner, now);
         self.sweep_for(&mark, now)
     }

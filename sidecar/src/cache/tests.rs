@@ -105,7 +105,7 @@ async fn ask(cache: &Rc<Cache>, request: &Parts, origin: &Script) -> Result<(Str
     };
     let mut response = response;
     unfold(&mut response);
-    let status = response.headers().get_all("cache-status").iter().last().unwrap();
+    let status = response.headers().get_all("cache-status").iter().next_back().unwrap();
     let status = format!("{} {}", response.status().as_u16(), status.to_str().unwrap());
     let body = response.into_body().collect().await.map_err(|error| error.kind)?.to_bytes();
     Ok((status, String::from_utf8(body.to_vec()).unwrap()))

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
     use crate::cache::{
         entry::tests::Sample,
-        store::{Manner, What},
+        store::{Manner, choices::prefix},
     };
     use tokio::time::sleep;
     use weft_config::snapshot::{Admission, Workload};
@@ -171,7 +171,7 @@ mod tests {
         let store = stores.of(&rules, 0);
         let entry = Sample::new("http://shop/1\nG").entry_since(store.epoch(), vec![0; 100]);
         store.put(entry, 0).1.expect("room is made");
-        store.purge(What::Prefix((*b"http://shop/").into()), Manner::Hard, 0);
+        store.purge(prefix(b"http://shop/"), Manner::Hard, 0);
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(keep_up(stores.clone(), Arc::<Snapshot>::default, stopped));
         sleep(2 * GRACE).await;

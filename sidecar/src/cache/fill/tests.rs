@@ -3,7 +3,7 @@
 use super::*;
 use crate::cache::{
     entry::tests::Sample,
-    store::{Bounds, Manner, What},
+    store::{Bounds, Manner, What, choices::prefix},
 };
 use crate::error::{Error, Kind};
 use bytes::Bytes;
@@ -351,7 +351,7 @@ fn an_uncacheable_response_releases_all_who_wait_and_for_a_while_all_who_come() 
         // One that can be stored after all ends that.
         alone.start(Sample::new("k").head(), Body::full("hello")).await;
         assert_eq!(stored(&store, "k").expect("is stored"), "hello");
-        store.purge_key(Key::new(b"k"), Manner::Hard, 0);
+        store.invalidate(b"k", 0);
         fetch(&store, "k").uncacheable();
         let key = Key::new(b"k");
         let later = seconds_now() + UNCACHEABLE_SECONDS + 1;
@@ -503,9 +503,9 @@ fn nobody_who_comes_after_a_purge_gets_what_was_fetched_before_it() {
             let waiter = wait(&store, "k");
             let old_epoch = old.epoch();
             match how {
-                0 => _ = store.purge_key(Key::new(b"k"), Manner::Hard, 0),
+                0 => _ = store.purge(What::All, Manner::Hard, 0),
                 1 => store.invalidate(b"k", 0),
-                _ => _ = store.purge_through(What::Prefix((*b"k").into()), Manner::Hard, 0),
+                _ => _ = store.purge_through(prefix(b"k"), Manner::Hard, 0),
             }
             let new = fetch(&store, "k");
             let new_waiter = wait(&store, "k");
@@ -526,8 +526,8 @@ fn what_is_purged_elsewhere_keeps_nobody_from_waiting() {
         let store = store();
         let filler = fetch(&store, "k");
         store.invalidate(b"other", 0);
-        store.purge_key(Key::new(b"another"), Manner::Hard, 0);
-        store.purge(What::Prefix((*b"x").into()), Manner::Hard, 0);
+        store.invalidate(b"another", 0);
+        store.purge(prefix(b"x"), Manner::Hard, 0);
         let waiter = wait(&store, "k");
         let epoch = filler.epoch();
         filler.start(Sample::new("k").head_since(epoch), Body::full("hello")).await;

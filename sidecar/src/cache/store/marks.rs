@@ -21,9 +21,6 @@ use std::{
 /// Parts of the memory of purged keys and URIs, each behind a lock of its own.
 const PARTS: usize = 16;
 
-/// Whether a key is meant.
-pub(crate) type Judge = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
-
 /// A choice of entries that needs more than their keys.
 pub(crate) trait Choice: Send + Sync {
     /// Whether an entry with this key may be meant: asked about what is still on its way.
@@ -39,12 +36,8 @@ pub(crate) trait Choice: Send + Sync {
 pub(crate) enum What {
     /// Everything.
     All,
-    /// Every key that starts like this.
-    Prefix(Box<[u8]>),
     /// Every entry with this label.
     Tag(Box<[u8]>),
-    /// Every key of which this is true.
-    Keys(Judge),
     /// Every entry that it chooses.
     Chosen(Arc<dyn Choice>),
 }
@@ -53,8 +46,7 @@ impl What {
     /// The same, or a little more, in a form that can be written down.
     pub(in crate::cache) fn wider(&self) -> Wider {
         match self {
-            Self::All | Self::Keys(_) => Wider::All,
-            Self::Prefix(prefix) => Wider::Prefix(prefix.clone()),
+            Self::All => Wider::All,
             Self::Tag(tag) => Wider::Tag(tag.clone()),
             Self::Chosen(choice) => choice.wider(),
         }
@@ -65,8 +57,6 @@ impl What {
         match self {
             // Its tags are known only when it is there.
             Self::All | Self::Tag(_) => true,
-            Self::Prefix(prefix) => key.starts_with(prefix),
-            Self::Keys(are) => are(key),
             Self::Chosen(choice) => choice.may_mean(key),
         }
     }
@@ -75,7 +65,7 @@ impl What {
         match self {
             Self::Tag(wanted) => entry.tags().any(|tag| *tag == **wanted),
             Self::Chosen(choice) => choice.may_mean(entry.key_text()) && choice.means(entry),
-            Self::All | Self::Prefix(_) | Self::Keys(_) => self.may_mean(entry.key_text()),
+            Self::All => true,
         }
     }
 }
@@ -253,5 +243,39 @@ impl Marks {
             });
         }
         entry.is_purged()
+    }
+}
+
+/// Choices for tests.
+#[cfg(test)]
+pub(in crate::cache) mod tests {
+    use super::*;
+
+    struct Keys<F>(F, Wider);
+
+    impl<F: Fn(&[u8]) -> bool + Send + Sync> Choice for Keys<F> {
+        fn may_mean(&self, key: &[u8]) -> bool {
+            self.0(key)
+        }
+
+        fn means(&self, _: &Entry) -> bool {
+            true
+        }
+
+        fn wider(&self) -> Wider {
+            self.1.clone()
+        }
+    }
+
+    /// Every key of which this is true.
+    pub(in crate::cache) fn keys(are: impl Fn(&[u8]) -> bool + Send + Sync + 'static) -> What {
+        What::Chosen(Arc::new(Keys(are, Wider::All)))
+    }
+
+    /// Every key that starts like this.
+    pub(in crate::cache) fn prefix(prefix: &[u8]) -> What {
+        let prefix: Box<[u8]> = prefix.into();
+        let wider = Wider::Prefix(prefix.clone());
+        What::Chosen(Arc::new(Keys(move |key: &[u8]| key.starts_with(&prefix), wider)))
     }
 }

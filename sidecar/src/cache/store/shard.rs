@@ -301,13 +301,6 @@ impl Shard {
         Some(spot)
     }
 
-    /// Takes out everything under a key.
-    pub(super) fn remove(&mut self, spot: Spot, key: Key<'_>, removed: &mut Removed) {
-        if let Some(slot) = self.find(spot, key) {
-            self.take(slot, removed);
-        }
-    }
-
     /// Takes out those under a key for which `goes` holds.
     pub(super) fn remove_some(
         &mut self,

@@ -3,7 +3,7 @@
 
 use super::{Bounds, Manner, Mark, Store, What};
 use crate::{
-    cache::{entry::Key, tiers::Tiers},
+    cache::tiers::Tiers,
     telemetry::metrics::{Kept, KeptNow, KeptSource, KeptTotals},
 };
 use std::{
@@ -120,24 +120,6 @@ impl Stores {
         });
         Announced(meant.collect())
     }
-
-    /// Purges in all of them, and sweeps to the end. Gives how many entries it was for. Not for a worker.
-    pub(crate) fn purge(&self, what: &What, manner: Manner, now: u32) -> u64 {
-        // First everywhere in force, then counted.
-        self.announce(|_| Some(what.clone()), manner, now).count(now)
-    }
-
-    /// Purges one URI in all of them, for a request that changed it. Cheap.
-    pub(crate) fn invalidate(&self, uri: &[u8], now: u32) {
-        for store in self.read().values() {
-            store.invalidate(uri, now);
-        }
-    }
-
-    /// Purges one key in all of them.
-    pub(crate) fn purge_key(&self, key: Key<'_>, manner: Manner, now: u32) -> u64 {
-        self.all().iter().map(|(_, store)| store.purge_key(key, manner, now)).sum()
-    }
 }
 
 impl KeptSource for Stores {
@@ -207,7 +189,10 @@ impl Announced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::entry::tests::Sample;
+    use crate::cache::{
+        entry::tests::Sample,
+        store::choices::{keys, prefix},
+    };
 
     fn rules(id: &str, max_bytes: u64) -> CacheRules {
         CacheRules { id: id.into(), max_bytes, ..CacheRules::default() }
@@ -276,11 +261,9 @@ mod tests {
             let store = stores.of(&rules(policy, 1 << 20), 0);
             (0..10).for_each(|i| put(&store, &format!("http://shop/{i}\nG")));
         }
-        stores.invalidate(b"http://shop/3\n", 0);
-        assert_eq!(stores.purge_key(Key::new(b"http://shop/4\nG"), Manner::Hard, 0), 2);
-        // What was invalidated is gone even if nobody looked at it yet; whether it is counted is no matter.
-        let counted = stores.purge(&What::Prefix((*b"http://shop/").into()), Manner::Hard, 0);
-        assert!((16..=18).contains(&counted), "{counted}");
+        let all = |what: What| stores.announce(|_| Some(what.clone()), Manner::Hard, 0).count(0);
+        assert_eq!(all(keys(|key| key == b"http://shop/4\nG")), 2);
+        assert_eq!(all(prefix(b"http://shop/")), 18);
         assert!(stores.all().iter().all(|(_, store)| store.statistics().entries == 0));
     }
 }

@@ -1,5 +1,6 @@
 //! The store against a naive model, under threads, under scans, and under purges.
 
+use super::choices::{keys, prefix as prefix_of};
 use super::*;
 use crate::cache::entry::tests::Sample;
 use bytes::Bytes;
@@ -110,11 +111,13 @@ proptest! {
                     }
                 }
                 Step::PurgeKey { key: purged, soft: true } => {
-                    store.purge_key(key(&text(purged)), Manner::Soft, now);
+                    let wanted = text(purged);
+                    store.purge(keys(move |key| key == wanted.as_bytes()), Manner::Soft, now);
                     model.iter_mut().filter(|((k, _), _)| *k == purged).for_each(|(_, v)| v.outdated = true);
                 }
                 Step::PurgeKey { key: purged, soft: false } => {
-                    store.purge_key(key(&text(purged)), Manner::Hard, now);
+                    let wanted = text(purged);
+                    store.purge(keys(move |key| key == wanted.as_bytes()), Manner::Hard, now);
                     model.retain(|(k, _), _| *k != purged);
                 }
                 Step::PurgeTag { soft: true } => {
@@ -127,7 +130,7 @@ proptest! {
                 }
                 Step::PurgePrefix { key } => {
                     let prefix = format!("shop/{}/", key % 3);
-                    store.purge(What::Prefix(prefix.as_bytes().into()), Manner::Hard, now);
+                    store.purge(prefix_of(prefix.as_bytes()), Manner::Hard, now);
                     model.retain(|(k, _), _| !text(*k).starts_with(&prefix));
                 }
                 Step::Invalidate { key } => {
@@ -235,7 +238,7 @@ fn a_purge_holds_at_once_and_counts_everything_it_was_for() {
     let found = store.look_up(key("odd/5"), 0).expect("a soft purge takes nothing out");
     assert!(found.iter().all(|entry| entry.is_outdated()));
     assert!(store.look_up(key("odd/7"), 0).expect("is stored").iter().all(|entry| !entry.is_outdated()));
-    let hard = store.purge(What::Prefix((*b"even/").into()), Manner::Hard, 0);
+    let hard = store.purge(prefix_of(b"even/"), Manner::Hard, 0);
     assert!(!has(&store, "even/2", 0) && has(&store, "odd/1", 0));
     assert!(store.is_pending(&hard));
     while !store.sweep(7, 0) {}
@@ -244,7 +247,7 @@ fn a_purge_holds_at_once_and_counts_everything_it_was_for() {
     assert!(!store.is_pending(&soft) && !store.is_pending(&hard));
     assert_eq!((soft.found(), hard.found()), (200, 500));
     assert_eq!(store.statistics().entries, 500);
-    assert_eq!(store.purge_through(What::Keys(Arc::new(|key| key.ends_with(b"9"))), Manner::Hard, 0), 100);
+    assert_eq!(store.purge_through(keys(|key| key.ends_with(b"9")), Manner::Hard, 0), 100);
     assert_eq!(store.purge_through(What::All, Manner::Hard, 0), 400);
     let ([used, ..], [entries, _]) = store.audit();
     assert_eq!((used, entries), (0, 0));
@@ -262,18 +265,18 @@ fn what_was_asked_for_before_a_purge_is_not_stored_after_it() {
         purge();
         store.put(sample.entry_since(before, "x"), 0).1
     };
-    let key = Key::new(sample.key.as_bytes());
-    assert_eq!(late(&|| _ = store.purge_key(key, Manner::Hard, 0)), Err(Refused::Purged));
+    let alike = move || keys(move |other| other == b"http://shop/a\nG");
+    assert_eq!(late(&|| _ = store.purge(alike(), Manner::Hard, 0)), Err(Refused::Purged));
     assert_eq!(late(&|| store.invalidate(b"http://shop/a\n", 0)), Err(Refused::Purged));
     assert_eq!(late(&|| store.invalidate(b"http://shop/\n", 0)), Ok(()));
     assert_eq!(late(&|| store.invalidate(b"http://shop/a", 0)), Ok(()));
     // Even when the purge is long through.
-    let prefix = || _ = store.purge_through(What::Prefix((*b"http://shop/").into()), Manner::Hard, 0);
+    let prefix = || _ = store.purge_through(prefix_of(b"http://shop/"), Manner::Hard, 0);
     assert_eq!(late(&prefix), Err(Refused::Purged));
     assert_eq!(late(&|| ()), Ok(()));
-    assert_eq!(store.purge_key(key, Manner::Soft, 0), 1);
-    assert_eq!(store.purge_key(key, Manner::Hard, 0), 1);
-    assert_eq!(store.purge_key(key, Manner::Hard, 0), 0);
+    assert_eq!(store.purge_through(alike(), Manner::Soft, 0), 1);
+    assert_eq!(store.purge_through(alike(), Manner::Hard, 0), 1);
+    assert_eq!(store.purge_through(alike(), Manner::Hard, 0), 0);
 }
 
 #[test]
@@ -347,10 +350,10 @@ fn threads_agree_on_what_is_stored_and_never_pass_the_limit() {
                     let number = random.u32(0..2000);
                     let name = format!("shop/{}/{number}", number % 7);
                     match random.u32(0..100) {
-                        0 => _ = store.purge_key(key(&name), Manner::Hard, 0),
+                        0 => store.invalidate(name.as_bytes(), 0),
                         1 => {
                             let prefix = format!("shop/{}/", number % 7);
-                            store.purge(What::Prefix(prefix.as_bytes().into()), Manner::Hard, 0);
+                            store.purge(prefix_of(prefix.as_bytes()), Manner::Hard, 0);
                         }
                         2..20 => _ = store.sweep(64, 0),
                         20..50 => {

@@ -414,7 +414,7 @@ impl Disk {
         loop {
             let (made, write) = {
                 let mut purges = locked(&self.purges);
-                (purges.made, purges.journal.as_mut().and_then(Journal::to_write))
+                (purges.made, purges.journal.as_mut().and_then(Journal::next_write))
             };
             if let Some(write) = write {
                 folder.write_journal(write).await?;

@@ -130,7 +130,8 @@ impl Journal {
         Some(journal)
     }
 
-    pub(super) fn generation(&self) -> u64 {
+    #[cfg(test)]
+    fn generation(&self) -> u64 {
         self.generation
     }
 
@@ -200,7 +201,7 @@ impl Journal {
     }
 
     /// What is to be written, if anything.
-    pub(super) fn to_write(&mut self) -> Option<Write> {
+    pub(super) fn next_write(&mut self) -> Option<Write> {
         let more = std::mem::take(&mut self.unwritten);
         if !std::mem::take(&mut self.anew) {
             return (!more.is_empty()).then_some(Write::More(more));
@@ -246,7 +247,7 @@ mod tests {
     }
 
     fn file(journal: &mut Journal, file: &mut Vec<u8>) {
-        match journal.to_write() {
+        match journal.next_write() {
             Some(Write::Whole(whole)) => *file = whole,
             Some(Write::More(more)) => file.extend_from_slice(&more),
             None => {}
@@ -262,7 +263,7 @@ mod tests {
         journal.purge_uri(&uri_of("a"), 20);
         assert!(journal.purged(a, &entry("a")) && !journal.purged(b, &entry("b")));
         file(&mut journal, &mut on_disk);
-        assert_eq!(journal.to_write(), None);
+        assert_eq!(journal.next_write(), None);
         let after = journal.stamp(21).expect("is known");
         assert!(!journal.purged(after, &entry("a")));
         let mut again = Journal::read(&on_disk, "boot", 30).expect("is whole");

@@ -1,6 +1,7 @@
 //! On a real disk: there after a restart, gone after a purge, and bounded.
 
 use super::*;
+use crate::cache::store::choices::prefix;
 use std::{fs, path::Path};
 
 const KEY: &str = "http://shop:80/products/1\nG\nSx";
@@ -53,7 +54,7 @@ async fn a_purge_holds_after_a_restart() {
     type Purge<'a> = &'a dyn Fn(&Sidecar);
     let purges: [(&str, Purge<'_>); 4] = [
         ("URI", &|sidecar| sidecar.farther.purge_uri(b"http://shop:80/products/1\n")),
-        ("prefix", &|sidecar| sidecar.farther.purge(&What::Prefix((*b"http://shop:80/products").into()))),
+        ("prefix", &|sidecar| sidecar.farther.purge(&prefix(b"http://shop:80/products"))),
         ("tag", &|sidecar| sidecar.farther.purge(&What::Tag((*b"t").into()))),
         ("all", &|sidecar| sidecar.farther.purge(&What::All)),
     ];
