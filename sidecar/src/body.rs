@@ -26,7 +26,7 @@ pub(crate) enum Body {
     /// All of it at hand.
     Full(Bytes),
     /// Out of the cache, fields and all.
-    Stored(Box<cache::Stored>),
+    Stored(cache::Stored),
     /// Coming in over HTTP/1.
     Http1(http1::Incoming),
     /// Coming in over HTTP/2.

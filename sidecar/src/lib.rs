@@ -4,6 +4,9 @@
 //! `outbound` for calls of our application, `inbound` for calls to it.
 
 mod admin;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod body;
 mod bootstrap;
 mod cache;

@@ -1,14 +1,36 @@
 //! HTTP dates (RFC 9110 section 5.6.7) as seconds since 1970.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    cell::Cell,
+    time::{Duration, UNIX_EPOCH},
+};
 
 /// A century that begins and ends with the same calendar: every hundred years from 1970 to 2069 have 25 leap days.
 const CENTURY: u64 = (100 * 365 + 25) * 86_400;
 const FIFTY_YEARS: u64 = CENTURY / 2;
+/// How long a date of the usual form is: `Sun, 06 Nov 1994 08:49:37 GMT`.
+const USUAL: usize = 29;
 
 /// A date in any of its three forms; `now` tells the century of the one whose years have two digits.
 pub(crate) fn parse(value: &[u8], now: u32) -> Option<u64> {
+    thread_local! {
+        /// The last date of the usual form: for a second, all answers have the same.
+        static LAST: Cell<([u8; USUAL], u64)> = const { Cell::new(([0; USUAL], 0)) };
+    }
+    let Ok(usual) = <[u8; USUAL]>::try_from(value) else { return read(value, now) };
+    let (last, seconds) = LAST.get();
+    if usual == last {
+        return Some(seconds);
+    }
+    let date = read(value, now)?;
+    if value[3] == b',' {
+        LAST.set((usual, date));
+    }
+    Some(date)
+}
+
+fn read(value: &[u8], now: u32) -> Option<u64> {
     let text = std::str::from_utf8(value).ok()?;
     let date = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?.as_secs();
     // Two digits mean this century unless that is more than fifty years ahead.
@@ -59,6 +81,7 @@ mod tests {
     #[case("784111777", None)]
     fn dates_have_three_forms(#[case] text: &str, #[case] seconds: Option<u64>) {
         assert_eq!(parse(text.as_bytes(), NOW), seconds);
+        assert_eq!(parse(text.as_bytes(), NOW), seconds, "the same the second time");
     }
 
     #[test]

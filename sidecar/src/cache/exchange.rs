@@ -237,7 +237,9 @@ impl Cache {
         let most = self.rules.coalesce?;
         let directives = &lookup.directives;
         let own = directives.no_store || directives.no_cache || directives.max_age == Some(0);
-        let part = asking.request.headers.contains_key(header::RANGE) && !lookup.has_whole();
+        let part = lookup.notable.has(Notable::RANGE)
+            && asking.request.headers.contains_key(header::RANGE)
+            && !lookup.has_whole();
         if own || part || lookup.kind == Kind::Head {
             return None;
         }

@@ -21,6 +21,7 @@ use crate::{
     body::Body,
     error::{Error, Kind as ErrorKind},
     http1::HeaderCase,
+    notable::Notable,
 };
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header, request::Parts, response::Parts as Head};
@@ -157,8 +158,10 @@ impl Cache {
         // What cannot be kept is asked for as the client does, and so is a part.
         let as_it_is = alone == Some(Alone::Uncacheable)
             || lookup.directives.no_store
-            || (request.headers.contains_key(header::RANGE) && !lookup.has_whole());
-        if !as_it_is {
+            || (lookup.notable.has(Notable::RANGE)
+                && request.headers.contains_key(header::RANGE)
+                && !lookup.has_whole());
+        if !as_it_is && lookup.notable.has(Notable::CONDITION | Notable::RANGE) {
             conditional::make_plain(sent);
         }
         SmallVec::new()
@@ -306,7 +309,7 @@ impl Cache {
             report.detail = Some("crowded");
         }
         self.untag_for(request, &mut head.headers);
-        if has_not_changed(request, &mut head, arrival) {
+        if lookup.notable.has(Notable::CONDITION) && has_not_changed(request, &mut head, arrival) {
             body = Body::Empty;
         }
         report.add_to(&mut head.headers, self.name(request));

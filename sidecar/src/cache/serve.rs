@@ -37,8 +37,8 @@ impl Cache {
     /// The answer to a GET or HEAD without conditions that wants all of a fresh entry: as it lies there.
     pub(super) fn serve_whole(&self, entry: Arc<Entry>, terms: &Terms, now: u32) -> Response<Body> {
         let status = entry.status();
-        let stored = Stored::new(entry, terms.age(now), Report::hit(terms.left(now)), self.name);
-        let mut response = Response::new(Body::Stored(Box::new(stored)));
+        let stored = Stored::new(entry, terms.age(now), terms.left(now), self.name);
+        let mut response = Response::new(Body::Stored(stored));
         *response.status_mut() = status;
         response
     }

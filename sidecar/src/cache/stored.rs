@@ -16,17 +16,22 @@ use std::sync::Arc;
 /// first; a protocol that has no such form of them does the same.
 pub(crate) struct Stored {
     entry: Arc<Entry>,
-    age: u32,
-    report: Report,
     /// The name of this cache.
     cache: &'static str,
+    age: u32,
+    /// How much longer it is fresh.
+    ttl: u32,
 }
 
 impl Stored {
     /// Only for entries without trailers: they need a body of their own.
-    pub(super) fn new(entry: Arc<Entry>, age: u32, report: Report, cache: &'static str) -> Self {
+    pub(super) fn new(entry: Arc<Entry>, age: u32, ttl: i64, cache: &'static str) -> Self {
         debug_assert!(!entry.has_trailers());
-        Self { entry, age, report, cache }
+        Self { entry, cache, age, ttl: u32::try_from(ttl).unwrap_or(0) }
+    }
+
+    fn report(&self) -> Report {
+        Report::hit(self.ttl.into())
     }
 
     /// How the origin spelled its fields.
@@ -44,7 +49,7 @@ impl Stored {
         out.extend_from_slice(itoa::Buffer::new().format(self.age).as_bytes());
         out.extend_from_slice(b"\r\n");
         out.extend_from_slice(status);
-        self.report.write(self.cache, out);
+        self.report().write(self.cache, out);
         out.extend_from_slice(b"\r\n");
     }
 
@@ -67,7 +72,7 @@ pub(crate) fn unfold(response: &mut Response<Body>) {
     let Body::Stored(stored) = std::mem::replace(response.body_mut(), Body::Empty) else { return };
     let mut headers = stored.entry.headers();
     set_age(&mut headers, stored.age);
-    stored.report.add_to(&mut headers, stored.cache);
+    stored.report().add_to(&mut headers, stored.cache);
     if !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(stored.entry.length()));
     }
@@ -99,8 +104,8 @@ pub(crate) mod tests {
         }
         sample.headers.insert(header::ETAG, HeaderValue::from_static("\"a\""));
         sample.case = lower.then(|| HeaderCase::from_header_value(&HeaderValue::from_static("*"))).flatten();
-        let stored = Stored::new(Arc::new(sample.entry(body)), 7, Report::hit(53), "weft");
-        let mut response = Response::new(Body::Stored(Box::new(stored)));
+        let stored = Stored::new(Arc::new(sample.entry(body)), 7, 53, "weft");
+        let mut response = Response::new(Body::Stored(stored));
         response.headers_mut().insert("x-own", HeaderValue::from_static("1"));
         response
     }

@@ -1,5 +1,6 @@
 //! Fields that are for the next hop only (RFC 9110 section 7.6.1): taken out before a message goes on.
 
+use crate::notable::Notable;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use smallvec::SmallVec;
 
@@ -15,6 +16,9 @@ static ALWAYS: [HeaderName; 5] = [
 /// Removes what must not go beyond this hop, what `Connection` names included. `TE: trailers` stays, since trailers are
 /// passed on. With `keep_upgrade` an `Upgrade` that `Connection` asks for stays as well; the codec then names it again.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
+    if !Notable::of(headers).has(Notable::HOP) {
+        return;
+    }
     let mut upgrade = false;
     let mut named = SmallVec::<[HeaderName; 4]>::new();
     for value in headers.get_all(header::CONNECTION) {

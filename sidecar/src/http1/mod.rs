@@ -61,5 +61,25 @@ impl Default for Settings {
     }
 }
 
+/// A request as the server reads it, for benchmarks.
+#[cfg(feature = "bench")]
+pub(crate) fn read(bytes: &[u8]) -> Option<http::Request<crate::body::Body>> {
+    let mut input = bytes::BytesMut::from(bytes);
+    let head = head::parse_request_head(&mut input, &Settings::default(), &mut Default::default()).ok()??;
+    Some(head.request.map(|()| crate::body::Body::Empty))
+}
+
+/// The bytes of an answer that is all there, for benchmarks.
+#[cfg(feature = "bench")]
+pub(crate) fn written(response: http::Response<crate::body::Body>, out: &mut Vec<u8>) {
+    use crate::body::Body;
+    use http_body::Body as _;
+    let (head, body) = response.into_parts();
+    let length = framing::Encoder::Length(body.size_hint().lower());
+    let stored = if let Body::Stored(stored) = &body { Some(stored) } else { None };
+    write::response_head(out, &head, stored, length, write::Persistence::Implied);
+    out.extend_from_slice(server::at_hand(&body).unwrap_or_default());
+}
+
 #[cfg(test)]
 mod tests;

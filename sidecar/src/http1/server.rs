@@ -11,6 +11,7 @@ use super::{
     framing::Encoder,
     head::{self, Progress, RequestHead},
     pump::Pump,
+    wire::COPY,
     write,
 };
 use crate::{
@@ -100,7 +101,7 @@ pub(crate) async fn serve<H: Handler>(io: Io, handler: Rc<H>, settings: Settings
         })
         .await;
         let after = match next {
-            Next::Request(head) => Box::pin(answer(&conn, &*handler, *head, &drain)).await,
+            Next::Request(head) => Box::pin(answer(&conn, &*handler, head, &drain)).await,
             Next::Refuse(error) => Box::pin(refuse(&conn, &*handler, error, &drain)).await,
             Next::Close => After::Close,
         };
@@ -193,13 +194,13 @@ impl Waiting {
 }
 
 /// Has one request answered.
-async fn answer<H: Handler>(conn: &Shared, handler: &H, head: RequestHead, drain: &Drain) -> After {
+async fn answer<H: Handler>(conn: &Shared, handler: &H, head: Box<RequestHead>, drain: &Drain) -> After {
     let asked = Asked {
         method: head.request.method().clone(),
         version: head.request.version(),
         keep_alive: head.keep_alive,
     };
-    let request = Conn::begin(conn, head);
+    let request = Conn::begin(conn, *head);
     let response = {
         let back = Downstream { conn, version: asked.version };
         let mut handling = pin!(handler.handle(request, &back));
@@ -248,7 +249,7 @@ async fn respond(conn: &Shared, response: Response<Body>, asked: Asked, drain: &
     let switches = head.status == StatusCode::SWITCHING_PROTOCOLS
         || (asked.method == Method::CONNECT && head.status.is_success());
     let stored = match &body {
-        Body::Stored(stored) => Some(&**stored),
+        Body::Stored(stored) => Some(stored),
         _ => None,
     };
     if upstream.is_some() && !switches {
@@ -273,7 +274,15 @@ async fn respond(conn: &Shared, response: Response<Body>, asked: Asked, drain: &
         } else {
             write::persistence(asked.version, keep_alive)
         };
-        write::response_head(shared.wire.out.buffer(), &head, stored, encoder, persistence);
+        let out = shared.wire.out.buffer();
+        write::response_head(out, &head, stored, encoder, persistence);
+        // What is at hand and small goes along right away.
+        if let (Encoder::Length(length), Some(data)) = (encoder, at_hand(&body))
+            && length == data.len() as u64
+        {
+            out.extend_from_slice(data);
+            encoder = Encoder::None;
+        }
     }
     if encoder.is_bodiless() || head.status == StatusCode::RESET_CONTENT {
         body = Body::Empty;
@@ -287,6 +296,16 @@ async fn respond(conn: &Shared, response: Response<Body>, asked: Asked, drain: &
         return After::Tunnel(upstream);
     }
     settle(conn, keep_alive).await
+}
+
+/// All of a body, if it is at hand and small enough to be copied.
+pub(super) fn at_hand(body: &Body) -> Option<&[u8]> {
+    let data = match body {
+        Body::Stored(stored) => stored.data(),
+        Body::Full(data) => data,
+        _ => return None,
+    };
+    (data.len() <= COPY).then_some(data)
 }
 
 /// Sends what is in the output, then `body`; false if the client went away or the body broke off.

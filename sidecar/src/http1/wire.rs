@@ -21,7 +21,7 @@ const BULK: usize = 8 * 1024;
 const ROOM: usize = 16 * 1024;
 
 /// Data up to this size is copied behind what is written before it; more is handed to the kernel where it is.
-const COPY: usize = 4 * 1024;
+pub(super) const COPY: usize = 4 * 1024;
 
 /// Output beyond this waits for the peer to take some: backpressure.
 pub(super) const OUTPUT_HIGH: usize = 64 * 1024;
