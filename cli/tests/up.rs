@@ -282,3 +282,45 @@ fn nothing_outlives_a_killed_weft_up() {
     mesh.ends_without_survivors();
     assert!(get(front, "/").is_err());
 }
+
+#[test]
+fn what_the_caches_keep_is_shown_and_purged_from_another_terminal() {
+    let mesh = Mesh::start();
+    let policy = "apiVersion: weft.mesh/v1alpha1
+kind: CachePolicy
+metadata: { name: pages, namespace: demo }
+spec: { targetRefs: [{ kind: Service, name: back }], ttl: { default: 600s } }
+";
+    std::fs::write(mesh.home.path().join("policy/cache.yaml"), policy).expect("written");
+    let front = mesh.front();
+    eventually(front, "weft; hit", &mesh);
+    let run = |words: &[&str]| {
+        let output = weft(mesh.home.path()).arg("cache").args(words).output().expect("runs");
+        let text = |bytes| String::from_utf8(bytes).expect("utf-8");
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    };
+    let (code, stats, _) = run(&["stats"]);
+    assert!(code == 0 && stats.contains("demo/pages") && stats.contains("demo/back"), "{stats}");
+    let (code, said, _) = run(&["purge", "http://back:8080/"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.starts_with("purged  url http://back.demo:8080/\n        1 answer in 3 sidecars, "),
+        "{said}"
+    );
+    assert!(said.contains("demo/front  1"), "{said}");
+    let (code, said, _) = run(&["purge", "--tag", "none", "--json"]);
+    assert!(code == 0 && said.contains("\"complete\": true") && said.contains("\"answers\": 0"), "{said}");
+    for (wrong, why) in [
+        (&["purge"][..], "required"),
+        (&["purge", "--tag", "a b"], "no tag"),
+        (&["purge", "http://bakc:8080/"], "no service of the mesh is called `bakc`"),
+        (&["purge", "--all", "--mesh", "127.0.0.1:1"], "operator's token"),
+    ] {
+        let (code, _, said) = run(wrong);
+        assert!(code == 64 && said.contains(why), "{wrong:?}: {code} {said}");
+    }
+    let token = mesh.home.path().join("token");
+    std::fs::write(&token, "weft1op.e30.AAAA").expect("written");
+    let (code, _, said) = run(&["purge", "--all", "--token-file", &token.to_string_lossy()]);
+    assert!(code == 1 && said.contains("401") && said.contains("another control plane's key"), "{said}");
+}

@@ -56,7 +56,8 @@ impl Shelf {
             async move {
                 let turn = this.asked.fetch_add(1, SeqCst);
                 let path = request.uri().path().to_owned();
-                if path == "/slow" {
+                let slow_head = path == "/head" && request.method() == http::Method::HEAD;
+                if path == "/slow" || slow_head {
                     this.waiting.store(true, SeqCst);
                     this.go.notified().await;
                 }
@@ -70,6 +71,9 @@ impl Shelf {
                 } else {
                     "max-age=3600"
                 };
+                if path == "/head" {
+                    response.headers_mut().insert("etag", "\"same\"".parse().unwrap());
+                }
                 let tag = format!("all,{}", path.split('/').nth(1).unwrap_or_default());
                 for (name, value) in [("cache-control", control), ("cache-tag", tag.as_str())] {
                     response.headers_mut().insert(name, value.parse().unwrap());
@@ -311,6 +315,41 @@ async fn what_is_on_its_way_when_a_purge_comes_is_not_kept() {
         }
     };
     assert_ne!(third, "/slow 0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_purged_does_not_come_back_by_what_a_head_says_of_it() {
+    let set = Set::new(&[]).await;
+    let old = set.get("/head").await;
+    assert_eq!(set.get("/head").await, old, "is kept");
+    let client = Client::new(set.stage.caller.outbound());
+    let head = tokio::spawn(async move {
+        let request = Request::head(format!("{URL}/head")).header("cache-control", "no-cache");
+        client.call(request.body(empty()).unwrap()).await
+    });
+    eventually("the origin has it", PATIENCE, || async {
+        set.shelf.waiting.swap(false, SeqCst).then_some(())
+    })
+    .await;
+    assert_eq!(set.purge(json!({ "url": format!("{URL}/head") })).await, 1);
+    set.shelf.go.notify_one();
+    assert_eq!(soon("the answer to HEAD", head).await.unwrap().status, 200);
+    assert_ne!(set.get("/head").await, old);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_made_stale_is_not_fresh_again_because_policy_changes() {
+    let shelf = Shelf::default();
+    let stage = Stage::set("", [Instance::new("product", shelf.serve().await)]).await;
+    let set = Set { stage, shelf };
+    set.stage.change("cache.yaml", &caching(&[])).await;
+    let old = set.get("/a").await;
+    assert_eq!(set.get("/a").await, old, "is kept");
+    set.stage.change("cache.yaml", &caching(&["ttl: { max: 3000s }"])).await;
+    assert_eq!(set.get("/a").await, old, "is still kept");
+    assert_eq!(set.purge(json!({ "url": format!("{URL}/a"), "soft": true })).await, 1);
+    set.stage.change("cache.yaml", &caching(&["ttl: { max: 1800s }"])).await;
+    assert_ne!(set.get("/a").await, old);
 }
 
 /// The way from one sidecar to the control plane, which a test can cut.

@@ -134,7 +134,7 @@ impl Cache {
         }
         let of_found =
             |found: &Variants| found.iter().filter(|entry| entry.extent().is_none()).cloned().collect();
-        let entries: SmallVec<[Arc<Entry>; 2]> = match (&lookup.stored, &lookup.found) {
+        let mut entries: SmallVec<[Arc<Entry>; 2]> = match (&lookup.stored, &lookup.found) {
             (Some(stored), _) if stored.entry.extent().is_none() => {
                 SmallVec::from_iter([stored.entry.clone()])
             }
@@ -142,6 +142,8 @@ impl Cache {
             (None, Some(found)) if lookup.why == Forwarded::VaryMiss => of_found(found),
             _ => SmallVec::new(),
         };
+        // What was purged while this request waited is not kept anew, whatever its validators say.
+        entries.retain(|entry| self.store.stands(entry));
         if !entries.is_empty() && !lookup.directives.no_store {
             let fields: SmallVec<[HeaderMap; 2]> = entries.iter().map(|entry| entry.headers()).collect();
             let validators: SmallVec<[Validators<'_>; 2]> = entries
@@ -440,7 +442,12 @@ impl Cache {
         }
         let Some(text) = key::of_get(draft.key.text()) else { return };
         let draft = Draft { key: Key::new(&text), ..draft };
-        let head = Entry::head(&draft, self.store.epoch());
+        // In this order: a purge since it was asked for is seen in the one or judges the other.
+        let checked = entry.checked();
+        if entry.is_purged() || entry.is_outdated() {
+            return;
+        }
+        let head = Entry::head(&draft, checked);
         if let Some(whole) = head.and_then(|head| head.with_body(entry.length(), [&entry.bytes()], None)) {
             // Without room for it that GET will be a miss.
             let _ = self.store.put(whole, seconds_now());
@@ -476,7 +483,12 @@ impl Cache {
                     extent: None,
                     flags: self.flags(&keep.terms),
                 };
-                if let Some(new) = entry.refreshed(&draft, self.store.epoch()) {
+                // In this order: a purge since it was looked up is seen in the one or judges the other.
+                let checked = entry.checked();
+                if entry.is_purged() || entry.is_outdated() {
+                    return;
+                }
+                if let Some(new) = entry.refreshed(&draft, checked) {
                     // Without room the old one stays as it is.
                     let _ = self.store.put(new, seconds_now());
                 }

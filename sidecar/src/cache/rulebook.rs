@@ -90,6 +90,12 @@ impl Cache {
             extent: entry.extent(),
             flags: self.flags(&keep.terms),
         };
-        entry.refreshed(&draft, entry.checked())
+        // In this order: a purge that comes in between is seen in the one or judged by the other.
+        let checked = entry.checked();
+        let new = entry.refreshed(&draft, checked).filter(|_| !entry.is_purged())?;
+        if entry.is_outdated() {
+            new.outdate();
+        }
+        Some(new)
     }
 }

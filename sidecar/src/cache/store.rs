@@ -258,6 +258,11 @@ impl Store {
         self.marks.latest()
     }
 
+    /// Whether no hard purge is for an entry that was found earlier.
+    pub(super) fn stands(&self, entry: &Entry) -> bool {
+        !self.marks.judge(entry)
+    }
+
     /// Whether a response that was asked for at `epoch` is for who asks now.
     pub(super) fn holds(&self, key: &[u8], epoch: u64) -> bool {
         self.marks.holds(key, epoch)
