@@ -383,6 +383,21 @@ impl Road {
     }
 }
 
+/// Ends the control plane as a crash does, and starts it again where it was.
+async fn crash_and_restart(mesh: &mut Mesh, between: impl FnOnce()) {
+    let at = mesh.control_plane();
+    mesh.kill_control_plane();
+    // Its threads may need a moment to end.
+    for address in [at.push, at.metrics, at.dashboard] {
+        eventually("its ports are free", PATIENCE, || async {
+            std::net::TcpListener::bind(address).is_ok().then_some(())
+        })
+        .await;
+    }
+    between();
+    mesh.start_control_plane().await;
+}
+
 async fn until_connected(mesh: &Mesh, workload: &str, connected: bool) {
     let what = format!("{workload} is connected: {connected}");
     mesh.until(&what, |status| status.sidecars.iter().any(|s| s.workload == workload) == connected).await;
@@ -413,8 +428,7 @@ async fn a_sidecar_that_was_away_gives_nothing_that_was_purged_meanwhile() {
     road.cut();
     until_connected(set.mesh(), "far", false).await;
     purge(set.mesh(), &json!({ "url": format!("{URL}/b") })).await;
-    set.stage.mesh.kill_control_plane();
-    set.stage.mesh.start_control_plane().await;
+    crash_and_restart(&mut set.stage.mesh, || {}).await;
     road.mend().await;
     until_connected(set.mesh(), "far", true).await;
     eventually("it knows", PATIENCE, || async { (get("/b").await != b).then_some(()) }).await;
@@ -425,9 +439,8 @@ async fn a_sidecar_that_was_away_gives_nothing_that_was_purged_meanwhile() {
 
     // One whose list of purges is lost cannot know what anybody missed.
     let kept = get("/a").await;
-    set.stage.mesh.kill_control_plane();
-    std::fs::remove_file(set.mesh().state_dir().join("purges.json")).unwrap();
-    set.stage.mesh.start_control_plane().await;
+    let list = set.mesh().state_dir().join("purges.json");
+    crash_and_restart(&mut set.stage.mesh, || std::fs::remove_file(list).unwrap()).await;
     until_connected(set.mesh(), "far", true).await;
     eventually("everything is gone", PATIENCE, || async { (get("/a").await != kept).then_some(()) }).await;
 }
