@@ -1,94 +1,11 @@
 //! What an answer says of the cache it went by: `Cache-Status` (RFC 9211), `Age`, `Via`.
 
+pub(crate) use crate::telemetry::metrics::{Answered, Forwarded};
+
 use super::storing::{Bypass, Refusal};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-
-/// Why a request went on towards the origin (RFC 9211 section 2.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Forwarded {
-    /// It was not looked up.
-    Bypass,
-    /// Its method is not one that is answered from a cache.
-    Method,
-    /// Nothing is kept of its resource.
-    UriMiss,
-    /// Nothing that is kept of its resource is for it.
-    VaryMiss,
-    /// Nothing is kept, and it is not told of what.
-    Miss,
-    /// It asked for it.
-    Request,
-    /// What is kept is stale.
-    Stale,
-    /// Only a part is kept.
-    Partial,
-}
-
-impl Forwarded {
-    /// All of them, for metrics.
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Bypass,
-        Self::Method,
-        Self::UriMiss,
-        Self::VaryMiss,
-        Self::Miss,
-        Self::Request,
-        Self::Stale,
-        Self::Partial,
-    ];
-
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::Bypass => "bypass",
-            Self::Method => "method",
-            Self::UriMiss => "uri-miss",
-            Self::VaryMiss => "vary-miss",
-            Self::Miss => "miss",
-            Self::Request => "request",
-            Self::Stale => "stale",
-            Self::Partial => "partial",
-        }
-    }
-}
-
-/// How the cache answered a request, as metrics and the access log tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Answered {
-    /// With what is kept, fresh.
-    Hit,
-    /// With what is kept, stale: while it is fetched anew, because the origin failed, or because the request takes it.
-    Stale,
-    /// With what is kept, which the origin confirmed.
-    Revalidated,
-    /// With what the origin sent; why it was asked.
-    Miss(Forwarded),
-    /// Not at all: the request was not looked up.
-    Bypass(Bypass),
-}
-
-impl Answered {
-    /// The `result` label.
-    pub(crate) const fn result(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Stale => "stale",
-            Self::Revalidated => "revalidated",
-            Self::Miss(_) => "miss",
-            Self::Bypass(_) => "bypass",
-        }
-    }
-
-    /// The `reason` label: of misses and bypasses.
-    pub(crate) const fn reason(self) -> &'static str {
-        match self {
-            Self::Hit | Self::Stale | Self::Revalidated => "",
-            Self::Miss(why) => why.label(),
-            Self::Bypass(why) => why.label(),
-        }
-    }
-}
 
 /// What happened to one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

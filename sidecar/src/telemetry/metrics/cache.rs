@@ -1,7 +1,9 @@
 //! What the response cache counts: answers and what is not kept by service and route, and what each policy keeps.
 
-use super::{Direction, Metrics, OTHER, Shard, families::Family, interned::Interned, shard::Cell};
-use crate::cache::{Answered, Bypass, Forwarded, Refusal};
+use super::{
+    Answered, Bypass, Direction, Forwarded, Metrics, OTHER, Refusal, Shard, families::Family,
+    interned::Interned, shard::Cell,
+};
 use prometheus::proto::MetricFamily;
 use std::{
     sync::{Arc, OnceLock},

@@ -9,6 +9,7 @@
 //! `families.rs`, which is the one list of all that is exported.
 
 mod admission;
+mod answers;
 mod cache;
 mod families;
 mod guarded;
@@ -27,6 +28,7 @@ mod tiers;
 pub(crate) use admission::{
     ConcurrencySeries, CopyResult, FaultKind, MirrorSeries, RateLimitSeries, Shed, Shown,
 };
+pub(crate) use answers::{Answered, Bypass, Forwarded, Refusal};
 pub(crate) use cache::{CacheSeries, CacheSeriesKey, Kept, KeptNow, KeptSource, KeptTotals};
 pub(crate) use health::{Health, HealthResult};
 pub(crate) use labels::{
