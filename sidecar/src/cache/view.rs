@@ -234,8 +234,8 @@ fn shortened(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::{
-        cache::{Bypass, Forwarded, Refusal, entry::tests::Sample},
-        telemetry::metrics::{Direction, Shard},
+        cache::entry::tests::Sample,
+        telemetry::metrics::{Bypass, Direction, Forwarded, Refusal, Shard},
     };
     use rstest::rstest;
     use std::sync::Arc;
