@@ -71,11 +71,11 @@ async fn a_first_attempt_that_is_quicker_after_all_wins_and_the_second_is_cancel
     for _ in 0..4 {
         assert_eq!(stage.client.get(URL).await.text(), "good");
     }
-    let begun: u64 = stage.apps.iter().map(Scripted::begun).sum();
+    let begun: u64 = stage.apps.iter().map(|app| app.begun()).sum();
     assert_eq!(begun, 8, "two attempts each");
     assert_eq!(stage.counted("weft_hedges_total", &["result=\"lost\""]).await, 4);
     eventually("the losers are cancelled", PATIENCE, || async {
-        (stage.apps.iter().map(Scripted::cancelled).sum::<u64>() == 4).then_some(())
+        (stage.apps.iter().map(|app| app.cancelled()).sum::<u64>() == 4).then_some(())
     })
     .await;
 }
@@ -111,7 +111,7 @@ async fn a_service_that_is_slow_everywhere_is_not_hedged_beyond_the_budget() {
     let stage = stage(&policy, vec![after(pause).await, after(pause).await]).await;
     let answers = join_all((0..60).map(|_| stage.client.get(URL))).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
-    let begun: u64 = stage.apps.iter().map(Scripted::begun).sum();
+    let begun: u64 = stage.apps.iter().map(|app| app.begun()).sum();
     assert!((61..=70).contains(&begun), "{begun} attempts for 60 calls");
     assert!(stage.counted("weft_hedges_total", &["result=\"refused\""]).await >= 40);
 }
@@ -123,5 +123,5 @@ async fn a_post_is_not_hedged() {
     let stage = stage(&policy, vec![after(pause).await, after(pause).await]).await;
     let request = http::Request::post(URL).body(weft_tests::full("charge the card")).unwrap();
     assert_eq!(stage.client.call(request).await.status, 200);
-    assert_eq!(stage.apps.iter().map(Scripted::begun).sum::<u64>(), 1);
+    assert_eq!(stage.apps.iter().map(|app| app.begun()).sum::<u64>(), 1);
 }

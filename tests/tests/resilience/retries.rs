@@ -151,15 +151,15 @@ async fn posts_meanwhile(stage: &Stage, event: impl Future<Output = ()>) -> (u64
         })
         .await;
         event.await;
-        let before: u64 = stage.apps.iter().map(Scripted::begun).sum();
+        let before: u64 = stage.apps.iter().map(|app| app.begun()).sum();
         eventually("calls go on", PATIENCE, || async {
-            (stage.apps.iter().map(Scripted::begun).sum::<u64>() > before + 20).then_some(())
+            (stage.apps.iter().map(|app| app.begun()).sum::<u64>() > before + 20).then_some(())
         })
         .await;
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     };
     let (answered, ()) = tokio::join!(posting, happening);
-    (answered, stage.apps.iter().map(Scripted::begun).sum())
+    (answered, stage.apps.iter().map(|app| app.begun()).sum())
 }
 
 async fn good() -> Scripted {
