@@ -167,7 +167,6 @@ async fn the_cache_takes_nine_tenths_of_the_load_off_the_catalogue() {
 
     shop.keep_answers().await;
     let with = shop.while_people_look().await;
-    eprintln!("requests at the catalogue: {without} without the cache, {with} with it");
     assert!(with > 0.0 && with * 10.0 <= without, "{without} without, {with} with the cache");
 
     let metrics = shop.storefront.sidecar.metrics().await;

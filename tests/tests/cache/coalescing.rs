@@ -236,8 +236,12 @@ async fn nobody_waits_in_line_for_what_cannot_be_kept() {
         async move {
             match asked.turn as usize {
                 0 => drop(opened.wait_for(|open| *open).await?),
-                1..CALLERS => drop(rest.wait().await),
-                _ => drop(all.wait().await),
+                1..CALLERS => {
+                    rest.wait().await;
+                }
+                _ => {
+                    all.wait().await;
+                }
             }
             Ok(answer(&[("cache-control", "no-store")], asked.turn.to_string()))
         }

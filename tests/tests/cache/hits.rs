@@ -202,7 +202,8 @@ async fn every_status_that_may_be_kept_is_kept_with_its_status_and_body() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_must_not_be_kept_is_fetched_each_time_and_says_why() {
-    const TABLE: [(&str, &[(&str, &str)], &str); 12] = [
+    type Row = (&'static str, &'static [(&'static str, &'static str)], &'static str);
+    const TABLE: [Row; 12] = [
         ("/no-store", &[("cache-control", "no-store, max-age=60")], "no-store"),
         ("/private", &[("cache-control", "private, max-age=60")], "private"),
         ("/lines", &[("cache-control", "max-age=60"), ("cache-control", "a=\"b, private")], "private"),

@@ -170,7 +170,7 @@ async fn what_is_stale_is_not_given_when_the_origin_fails_if_that_is_not_allowed
 async fn forty_kept(policy: &str) -> Set {
     let set = Set::at_once(policy, |asked| {
         let n: usize = asked.path[1..].parse().unwrap();
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             answer(&[("cache-control", "max-age=60")], asked.path.clone())
         } else {
             answer(&as_fields(&stale_by_forty("public")), asked.path.clone())

@@ -38,6 +38,9 @@ fn rules(kind: u8) -> CacheKeyRules {
     }
 }
 
+/// The values of two headers, and the fields that count wherever they are.
+type Keyed<'a> = (Vec<&'a HeaderValue>, Vec<&'a HeaderValue>, Vec<(&'a str, &'a [u8])>);
+
 /// A request, taken apart without the code under test.
 struct Asked {
     scheme: String,
@@ -95,7 +98,7 @@ impl Asked {
     }
 
     /// What the key must hold of the fields.
-    fn fields(&self) -> (Vec<&HeaderValue>, Vec<&HeaderValue>, Vec<(&str, &[u8])>) {
+    fn fields(&self) -> Keyed<'_> {
         let of = |name: &str| self.headers.get_all(name).iter().collect();
         let forwarded = ["x-forwarded-host", "x-original-url", "x-forwarded-proto", "x-rewrite-url"];
         let unkeyed = self.headers.iter().filter(|(name, _)| forwarded.contains(&name.as_str()));
