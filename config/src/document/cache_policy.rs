@@ -105,7 +105,8 @@ pub struct CacheKeyQuery {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CacheTtl {
-    /// For answers whose origin says nothing. Default: by the heuristic of RFC 9111 where it allows one, else not kept.
+    /// For answers whose origin says nothing; not for requests with cookies, unless the key says which cookies count.
+    /// Default: by the heuristic of RFC 9111 where it allows one, else not kept.
     pub default: Option<PolicyDuration>,
     /// Never fresh for longer than this, whatever the origin says. Default: no limit.
     pub max: Option<PolicyDuration>,

@@ -105,7 +105,7 @@ impl Flags {
     pub(crate) const NEVER_STALE: Self = Self(2);
     /// `immutable` (RFC 8246).
     pub(crate) const IMMUTABLE: Self = Self(4);
-    /// The freshness is a guess.
+    /// The origin said nothing of its freshness, nor that it is for all.
     pub(crate) const HEURISTIC: Self = Self(8);
     /// It has an `ETag` or `Last-Modified` to ask by.
     pub(crate) const VALIDATOR: Self = Self(16);
@@ -189,7 +189,8 @@ impl Terms {
         flags.set(Flags::NO_CACHE, directives.no_cache && !forced);
         flags.set(Flags::NEVER_STALE, directives.never_stale() || (directives.no_cache && !forced));
         flags.set(Flags::IMMUTABLE, directives.immutable);
-        flags.set(Flags::HEURISTIC, source == Source::Heuristic);
+        let unsaid = matches!(source, Source::Heuristic | Source::Default);
+        flags.set(Flags::HEURISTIC, unsaid && !directives.public);
         flags.set(Flags::VALIDATOR, Validators::of(headers, around.arrival.received).any());
         let terms = Self {
             received: around.arrival.received,
@@ -326,11 +327,11 @@ fn implicit(
     if !is_heuristically_cacheable(status) && !directives.public {
         return (0, Source::Nobody);
     }
-    if let Some(default) = around.rules.ttl.default {
-        return (whole(default), Source::Default);
-    }
     if around.personal && !directives.public {
         return (0, Source::Nobody);
+    }
+    if let Some(default) = around.rules.ttl.default {
+        return (whole(default), Source::Default);
     }
     let received = around.arrival.received;
     let Some(modified) = date::of(headers, &header::LAST_MODIFIED, received) else {

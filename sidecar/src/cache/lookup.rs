@@ -8,7 +8,7 @@ use super::{
     key::Text,
     range::{Part, Ranges},
     status::Forwarded,
-    storing::Kind,
+    storing::{self, Kind},
     vary,
 };
 use crate::notable::Notable;
@@ -79,6 +79,10 @@ pub(super) fn view(
         return View::Nothing(Forwarded::VaryMiss, None);
     };
     let terms = terms(entry, rules, now);
+    // What nobody said may be kept for all may be what only those without a cookie get.
+    if terms.flags.has(Flags::HEURISTIC) && storing::is_personal(headers, rules) {
+        return View::Nothing(Forwarded::Miss, None);
+    }
     let freshness = terms.judge(directives, now);
     if let Some(extent) = entry.extent() {
         return part(entry, terms, extent, freshness, method, headers);

@@ -223,9 +223,11 @@ fn may_be_kept(
     Ok(())
 }
 
-/// Whether a request's cookies may have made its answer one person's, so that no freshness is guessed for it.
-fn is_personal(request: &HeaderMap, rules: &CacheRules) -> bool {
-    request.contains_key(header::COOKIE) && !rules.key.headers.contains(&header::COOKIE)
+/// Whether a request's cookies may have made its answer one person's, so that no freshness is guessed for it, nor given
+/// by default. Who says which cookies count has thought of them.
+pub(super) fn is_personal(request: &HeaderMap, rules: &CacheRules) -> bool {
+    let keyed = rules.key.headers.contains(&header::COOKIE) || !rules.key.cookies.is_empty();
+    request.contains_key(header::COOKIE) && !keyed
 }
 
 /// Which part a 206 is. Only one that is certainly of one state of the resource is of use (section 3.4).
@@ -276,6 +278,10 @@ pub(crate) fn kept_fields(response: &HeaderMap, rules: &CacheRules, received: u3
     headers.remove("proxy-authentication-info");
     if rules.strip_set_cookie {
         headers.remove(header::SET_COOKIE);
+    }
+    // How much is left of a rate limit was so for one caller at one moment.
+    for name in ["ratelimit", "ratelimit-policy"] {
+        headers.remove(name);
     }
     // What sidecars tell each other is about one exchange, but for what the application says to them of caching.
     let own: SmallVec<[HeaderName; 2]> = headers

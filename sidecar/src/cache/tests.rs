@@ -11,6 +11,7 @@ use http::{Method, Request};
 use http_body_util::BodyExt;
 use std::{cell::RefCell, collections::VecDeque, time::Duration};
 use tokio::{sync::Notify, task::LocalSet};
+use weft_config::snapshot::{CacheKeyRules, CacheTtlRules};
 
 /// What the origin does with one request.
 type Step = Result<Response<Body>, ErrorKind>;
@@ -136,10 +137,7 @@ fn a_changed_policy_keeps_what_it_would_keep_too() {
         let before = cache(&stores, CacheRules::default());
         told(&before, &get(&[]), &origin).await;
         // Another default time: what says its own time stays.
-        let ttl = weft_config::snapshot::CacheTtlRules {
-            default: Some(Duration::from_secs(5)),
-            ..Default::default()
-        };
+        let ttl = CacheTtlRules { default: Some(Duration::from_secs(5)), ..Default::default() };
         let changed = cache(&stores, CacheRules { ttl, ..CacheRules::default() });
         assert_eq!(told(&changed, &get(&[]), &origin).await, ("200 weft; hit; ttl=600".into(), "one".into()));
         // A policy that gives it no time.
@@ -149,7 +147,7 @@ fn a_changed_policy_keeps_what_it_would_keep_too() {
             ttl: Duration::ZERO,
             force: false,
         };
-        let ttl = weft_config::snapshot::CacheTtlRules { overrides: [never].into(), ..Default::default() };
+        let ttl = CacheTtlRules { overrides: [never].into(), ..Default::default() };
         let strict = cache(&stores, CacheRules { ttl, ..CacheRules::default() });
         let (status, body) = told(&strict, &get(&[]), &origin).await;
         assert_eq!((status.as_str(), body.as_str()), ("200 weft; fwd=uri-miss; detail=policy", "two"));
@@ -165,8 +163,7 @@ fn a_shorter_limit_holds_for_what_is_kept_already() {
             .then(Ok(answer(200, &[("cache-control", "max-age=600"), ("age", "30")], "one")))
             .then(Ok(answer(200, &[("cache-control", "max-age=600")], "two")));
         told(&cache(&stores, CacheRules::default()), &get(&[]), &origin).await;
-        let ttl =
-            weft_config::snapshot::CacheTtlRules { max: Some(Duration::from_secs(10)), ..Default::default() };
+        let ttl = CacheTtlRules { max: Some(Duration::from_secs(10)), ..Default::default() };
         let changed = cache(&stores, CacheRules { ttl, ..CacheRules::default() });
         assert_eq!(told(&changed, &get(&[]), &origin).await.1, "two");
     });
@@ -384,6 +381,32 @@ fn a_change_that_succeeds_is_seen_by_the_next_request() {
         change.answered(&caches, StatusCode::NO_CONTENT, &http::HeaderMap::new());
         assert_eq!(told(&cache, &get(&[]), &origin).await.1, "two");
         assert!(Change::of(&get(&[])).is_none());
+    });
+}
+
+/// Nobody with a cookie gets, or leaves behind, what nobody said is for all.
+#[test]
+fn what_is_kept_by_a_guess_or_by_default_is_for_requests_without_cookies() {
+    run(async {
+        let default = CacheTtlRules { default: Some(Duration::from_secs(60)), ..Default::default() };
+        let kept = || Ok(answer(200, &[("last-modified", "Sat, 01 Jan 2000 00:00:00 GMT")], "for all"));
+        let own = || Ok(answer(200, &[("last-modified", "Sat, 01 Jan 2000 00:00:00 GMT")], "ann's"));
+        for ttl in [CacheTtlRules::default(), default] {
+            let rules = CacheRules { ttl, ..CacheRules::default() };
+            let cache = fresh_cache(rules.clone());
+            let origin = Script::default().then(own()).then(kept()).then(own());
+            let ann = get(&[("cookie", "user=ann")]);
+            assert!(told(&cache, &ann, &origin).await.0.ends_with("detail=no-freshness"));
+            assert_eq!(told(&cache, &get(&[]), &origin).await.1, "for all");
+            assert_eq!(told(&cache, &get(&[]), &origin).await.1, "for all");
+            assert_eq!(told(&cache, &ann, &origin).await.1, "ann's");
+            // Who says which cookies count has thought of them.
+            let key = CacheKeyRules { cookies: ["user".into()].into(), ..Default::default() };
+            let cache = fresh_cache(CacheRules { key, ..rules });
+            let origin = Script::default().then(own());
+            told(&cache, &ann, &origin).await;
+            assert!(told(&cache, &ann, &origin).await.0.contains("; hit"));
+        }
     });
 }
 
