@@ -30,7 +30,8 @@ pub struct Settings {
     /// File with the join token that proves this workload to the control plane the first time.
     #[arg(long, env = "WEFT_JOIN_TOKEN_FILE")]
     pub join_token_file: Option<PathBuf>,
-    /// Directory for the last accepted policy and identity, to start from when the control plane is away.
+    /// Directory for the last accepted policy and identity, to start from when the control plane is away, and for what
+    /// a CachePolicy keeps on disk.
     #[arg(long, env = "WEFT_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
 

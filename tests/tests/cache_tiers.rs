@@ -1,0 +1,268 @@
+//! Further places to look before the origin is asked: a real Redis server between sidecars, and a disk across restarts.
+
+use http::{Request, Response};
+use std::{
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use weft_tests::{
+    Answer, Backend, Beside, Client, PATIENCE, Process, empty, eventually, free_port, full,
+    mesh::{NAMESPACE, calling, until_free},
+    stage::{Instance, Stage},
+};
+
+const URL: &str = "http://product:8080";
+const REDIS: &str = "tier=\"redis\"";
+const DISK: &str = "tier=\"disk\"";
+
+/// A Redis server on a port and with a directory of its own.
+struct Redis {
+    port: u16,
+    child: Child,
+    _dir: TempDir,
+}
+
+impl Redis {
+    /// `None` where none is installed; where tools must be there, that fails.
+    fn start() -> Option<Self> {
+        let (port, dir) = (free_port(), tempfile::tempdir().expect("a directory"));
+        let spawned = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .arg("--dir")
+            .arg(dir.path())
+            .stdout(Stdio::null())
+            .spawn();
+        let child = match spawned {
+            Ok(child) => child,
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "redis-server is needed: {error}");
+                eprintln!("redis-server is not installed: nothing was tested");
+                return None;
+            }
+        };
+        let redis = Self { port, child, _dir: dir };
+        let until = Instant::now() + PATIENCE;
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < until, "redis-server does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(redis)
+    }
+
+    fn tier(&self, timeout: &str) -> String {
+        format!("redis: {{ address: '127.0.0.1:{}', timeout: {timeout} }}", self.port)
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill is there").success());
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn policy(tiers: &str) -> String {
+    let callers = calling("second");
+    format!(
+        "{callers}---
+apiVersion: weft.mesh/v1alpha1
+kind: CachePolicy
+metadata: {{ name: pages, namespace: {NAMESPACE} }}
+spec:
+  targetRefs: [{{ kind: Service, name: product }}]
+  tiers: {{ {tiers} }}
+"
+    )
+}
+
+/// An application whose answers may be kept for a minute, and how many it gave.
+async fn counting() -> (Backend, Arc<AtomicU64>) {
+    let turns = Arc::new(AtomicU64::new(0));
+    let counted = turns.clone();
+    let app = Backend::http(move |request| {
+        let turn = counted.fetch_add(1, Relaxed);
+        async move {
+            let response = Response::builder().header("etag", format!("\"{turn}\""));
+            let varies = request.uri().path().starts_with("/varies");
+            let language = request.headers().get("accept-language").and_then(|value| value.to_str().ok());
+            let text = format!("{} {} {turn}", request.uri(), language.unwrap_or("-"));
+            let response = if varies { response.header("vary", "accept-language") } else { response };
+            let response = match request.method() == "GET" {
+                true => response.header("cache-control", "max-age=60").body(full(text)),
+                false => response.body(empty()),
+            };
+            Ok(response?)
+        }
+    });
+    (app.await, turns)
+}
+
+/// What the last cache on the way to us said.
+fn said(answer: &Answer) -> &str {
+    let last = answer.headers.get_all("cache-status").iter().next_back();
+    last.map_or("", |value| value.to_str().expect("text"))
+}
+
+fn is_hit_of(answer: &Answer, tier: &str) {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let said = said(answer);
+    assert!(said.starts_with("weft; hit; ttl=") && said.ends_with(&format!("; detail={tier}")), "{said}");
+}
+
+async fn look_ups(process: &Process, tier: &str, result: &str) -> u64 {
+    let labels = [tier, &format!("result=\"{result}\"")];
+    process.metrics().await.sum("weft_cache_tier_lookups_total", &labels) as u64
+}
+
+async fn kept(process: &Process, tier: &str) -> u64 {
+    process.metrics().await.sum("weft_cache_tier_writes_total", &[tier, "result=\"kept\""]) as u64
+}
+
+/// Waits until a tier is there.
+async fn is_there(process: &Process, tier: &str) {
+    eventually("the tier is there", PATIENCE, || async {
+        let text = process.metrics().await.0;
+        let line = format!("weft_cache_tier_away{{{tier}}} 0");
+        text.lines().any(|found| found == line).then_some(())
+    })
+    .await;
+}
+
+/// Asks for ever other pages until one of them is kept in a tier; gives its path. An answer that was asked for in the
+/// second in which the tier was reached is not.
+async fn until_kept(process: &Process, client: &Client, tier: &str, what: &str) -> String {
+    is_there(process, tier).await;
+    let (before, n) = (kept(process, tier).await, AtomicU64::new(0));
+    eventually("an answer is kept in the tier", PATIENCE, || async {
+        let path = format!("/{what}/{}", n.fetch_add(1, Relaxed));
+        let answer = client.get(&format!("{URL}{path}")).await;
+        assert_eq!(said(&answer).split("; ").nth(1), Some("fwd=uri-miss"), "{}", said(&answer));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        (kept(process, tier).await > before).then_some(path)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_sidecar_fetched_is_a_hit_for_another() {
+    let Some(redis) = Redis::start() else { return };
+    let (app, turns) = counting().await;
+    let stage = Stage::set(&policy(&redis.tier("500ms")), [Instance::new("product", app)]).await;
+    let path = until_kept(&stage.caller, &stage.client, REDIS, "page").await;
+    let (second, client) = stage.another("second").await;
+    is_there(&second, REDIS).await;
+    let asked = turns.load(Relaxed);
+    let first = stage.client.get(&format!("{URL}{path}")).await;
+    let answer = client.get(&format!("{URL}{path}")).await;
+    is_hit_of(&answer, "redis");
+    assert_eq!((answer.text(), answer.header("etag")), (first.text(), first.header("etag")));
+    assert!(answer.headers.contains_key("age"));
+    // From then on it is in memory.
+    let answer = client.get(&format!("{URL}{path}")).await;
+    assert!(said(&answer).starts_with("weft; hit; ttl=") && !said(&answer).contains("detail"));
+    assert_eq!((turns.load(Relaxed), look_ups(&second, REDIS, "hit").await), (asked, 1));
+    // Conditions are answered from it too.
+    let tag = first.header("etag").to_owned();
+    let answer = client.get_with(&format!("{URL}{path}"), &[("if-none-match", &tag)]).await;
+    assert_eq!((answer.status.as_u16(), turns.load(Relaxed)), (304, asked));
+    // A variant is found by those whom it is for.
+    let before = kept(&stage.caller, REDIS).await;
+    let german = stage.client.get_with(&format!("{URL}/varies"), &[("accept-language", "de")]).await;
+    eventually("the variant is kept", PATIENCE, || async {
+        (kept(&stage.caller, REDIS).await > before).then_some(())
+    })
+    .await;
+    let answer = client.get_with(&format!("{URL}/varies"), &[("accept-language", "de")]).await;
+    is_hit_of(&answer, "redis");
+    assert_eq!(answer.text(), german.text());
+    let answer = client.get_with(&format!("{URL}/varies"), &[("accept-language", "fr")]).await;
+    assert!(answer.text().contains(" fr "), "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_makes_what_is_in_redis_invalid_for_everybody() {
+    let Some(redis) = Redis::start() else { return };
+    let (app, turns) = counting().await;
+    let stage = Stage::set(&policy(&redis.tier("500ms")), [Instance::new("product", app)]).await;
+    let path = until_kept(&stage.caller, &stage.client, REDIS, "page").await;
+    let url = format!("{URL}{path}");
+    let (second, client) = stage.another("second").await;
+    is_there(&second, REDIS).await;
+    let old = stage.client.get(&url).await;
+    let changed = stage.client.call(Request::put(&url).body(empty()).expect("valid")).await;
+    assert_eq!(changed.status, 200);
+    let asked = turns.load(Relaxed);
+    eventually("Redis knows", PATIENCE, || async {
+        // Where it was changed it is gone at once, elsewhere as soon as Redis knows.
+        let answer = stage.client.get(&url).await;
+        assert_ne!(answer.text(), old.text());
+        let answer = client.get(&url).await;
+        (answer.text() != old.text()).then_some(())
+    })
+    .await;
+    assert!(turns.load(Relaxed) > asked);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_hangs_or_is_gone_costs_no_request_anything() {
+    let Some(mut redis) = Redis::start() else { return };
+    let (app, _turns) = counting().await;
+    let stage = Stage::set(&policy(&redis.tier("50ms")), [Instance::new("product", app)]).await;
+    until_kept(&stage.caller, &stage.client, REDIS, "page").await;
+    redis.signal("-STOP");
+    for n in 0..50 {
+        let answer = stage.client.get(&format!("{URL}/hangs/{n}")).await;
+        assert_eq!((answer.status.as_u16(), said(&answer)), (200, "weft; fwd=uri-miss; ttl=60; stored"));
+    }
+    let timeouts = look_ups(&stage.caller, REDIS, "timeout").await;
+    assert!((1..=5).contains(&timeouts), "{timeouts} requests waited");
+    assert!(look_ups(&stage.caller, REDIS, "skipped").await >= 40);
+    redis.signal("-CONT");
+    is_there(&stage.caller, REDIS).await;
+    until_kept(&stage.caller, &stage.client, REDIS, "again").await;
+    redis.kill();
+    for n in 0..50 {
+        let answer = stage.client.get(&format!("{URL}/gone/{n}")).await;
+        assert_eq!((answer.status.as_u16(), said(&answer)), (200, "weft; fwd=uri-miss; ttl=60; stored"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_on_disk_is_a_hit_after_a_restart_without_the_origin() {
+    let (app, _turns) = counting().await;
+    let mut stage = Stage::set(&policy("disk: { maxBytes: 16MiB }"), [Instance::new("product", app)]).await;
+    let (second, client) = stage.another("second").await;
+    let kept_one = until_kept(&second, &client, DISK, "page").await;
+    let changed_one = until_kept(&second, &client, DISK, "changed").await;
+    let before = client.get(&format!("{URL}{kept_one}")).await;
+    let change = Request::post(format!("{URL}{changed_one}")).body(empty()).expect("valid");
+    assert_eq!(client.call(change).await.status, 200);
+    let (at, state) = (second.addresses(), second.state_dir());
+    second.drain().await;
+    until_free(at).await;
+    stage.kill("product");
+    let second = stage.mesh.sidecar_unready(Beside::new("second").again(at, state)).await;
+    is_there(&second, DISK).await;
+    let client = Client::new(second.outbound());
+    let answer = client.get(&format!("{URL}{kept_one}")).await;
+    is_hit_of(&answer, "disk");
+    assert_eq!(answer.text(), before.text());
+    let answer = client.get(&format!("{URL}{changed_one}")).await;
+    assert!(answer.status.is_server_error(), "what was changed is gone: {}", answer.text());
+    assert!(client.get(&format!("{URL}/never")).await.status.is_server_error());
+}
