@@ -336,6 +336,12 @@ impl policy::Hooks for Hooks {
     fn purge(&self, purge: &wire::Purge) -> Result<u64, String> {
         caching::purge(&self.shared, purge)
     }
+    fn last_purge(&self) -> (String, u64) {
+        self.shared.caches.last_purge()
+    }
+    fn purged(&self, log: &str, number: u64) {
+        self.shared.caches.note_purge(log, number);
+    }
     fn cache_report(&self) -> wire::CacheReport {
         caching::report(&self.shared)
     }

@@ -115,6 +115,7 @@ impl Shared {
 
     /// Puts a new snapshot in force for all workers.
     pub(crate) fn publish(&self, snapshot: Arc<Snapshot>) {
+        self.caches.prepare(&snapshot);
         self.snapshot.store(snapshot);
         let generation = self.generation.fetch_add(1, Ordering::Release) + 1;
         self.changed.send_replace(generation);

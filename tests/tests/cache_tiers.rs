@@ -133,8 +133,10 @@ async fn kept(process: &Process, tier: &str) -> u64 {
     process.metrics().await.sum("weft_cache_tier_writes_total", &[tier, "result=\"kept\""]) as u64
 }
 
-/// Waits until a tier is there.
+/// Waits until a tier is there. Policy comes with the first request that it is for.
 async fn is_there(process: &Process, tier: &str) {
+    let client = Client::new(process.outbound());
+    client.get(&format!("{URL}/first")).await;
     eventually("the tier is there", PATIENCE, || async {
         let text = process.metrics().await.0;
         let line = format!("weft_cache_tier_away{{{tier}}} 0");

@@ -8,6 +8,7 @@
 //! own, and each answer in it says up to which purge it is known not to be meant.
 
 mod breaker;
+mod carried_out;
 mod directory;
 mod disk;
 mod redis;
@@ -25,7 +26,8 @@ use http::HeaderMap;
 use redis::Redis;
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -157,6 +159,8 @@ pub(crate) struct Tiers {
     /// Where disk tiers are; `None` where there is no place for them.
     dir: Option<PathBuf>,
     policies: Mutex<BTreeMap<Arc<str>, Policy>>,
+    /// List and number of the control plane's last purge that was carried out.
+    last_purge: Mutex<(String, u64)>,
     thread: Thread,
 }
 
@@ -169,7 +173,30 @@ struct Policy {
 impl Tiers {
     /// `dir` is where disk tiers are.
     pub(crate) fn new(metrics: Arc<metrics::Tiers>, dir: Option<PathBuf>) -> Self {
-        Self { metrics, dir, policies: Mutex::default(), thread: Thread::default() }
+        let last_purge = Mutex::new(dir.as_deref().and_then(carried_out::read).unwrap_or_default());
+        Self { metrics, dir, policies: Mutex::default(), last_purge, thread: Thread::default() }
+    }
+
+    /// List and number of the control plane's last purge that what is on disk knows of. Purges after it were missed.
+    pub(super) fn last_purge(&self) -> (String, u64) {
+        self.last_purge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A purge of the control plane was carried out. What is on disk outlives this process, so this has to as well.
+    pub(super) fn note_purge(&self, log: &str, number: u64) {
+        let mut last = self.last_purge.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last.0 != *log || last.1 < number {
+            *last = (log.to_owned(), number);
+            self.write_last_purge(&last);
+        }
+    }
+
+    fn write_last_purge(&self, last: &(String, u64)) {
+        let Some(dir) = self.dir.as_ref().filter(|dir| dir.is_dir()) else { return };
+        if let Err(error) = carried_out::write(dir, last) {
+            // Then purges are carried out once more after a restart.
+            tracing::warn!(%error, "it could not be noted which purge was the last");
+        }
     }
 
     fn policies(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Policy>> {
@@ -217,13 +244,23 @@ impl Tiers {
                     return None;
                 };
                 let before = old.and_then(|old| old.disk.clone());
+                self.note_for(dir);
                 Some(Disk::start(&rules.id, dir, size, before, self.metrics.clone(), &runtime))
             })
         });
         Some(Arc::new(Farther { redis, disk }))
     }
 
-    /// Ends the tiers of policies for which this does not hold any more.
+    /// From now on it has to be known over restarts which purge was the last.
+    fn note_for(&self, dir: &Path) {
+        let last = self.last_purge.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).is_ok() && last.1 > 0 {
+            self.write_last_purge(&last);
+        }
+    }
+
+    /// Ends the tiers of policies for which this does not hold any more, with what they keep here: nobody would tell
+    /// them of purges.
     pub(super) fn retain(&self, stays: impl Fn(&Arc<str>) -> bool) {
         let mut gone = Vec::new();
         self.policies().retain(|policy, of| {
@@ -236,7 +273,7 @@ impl Tiers {
         if !gone.is_empty()
             && let Some(runtime) = self.thread.runtime()
         {
-            runtime.spawn(Disk::close_all(gone));
+            runtime.spawn(Disk::end_all(gone));
         }
     }
 }

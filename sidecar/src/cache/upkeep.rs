@@ -33,6 +33,18 @@ pub(crate) fn policies(snapshot: &Snapshot) -> BTreeMap<Arc<str>, Arc<CacheRules
     outbound.chain(inbound).flatten().map(|rules| (rules.id.clone(), rules.clone())).collect()
 }
 
+impl Stores {
+    /// Makes ready what is farther away than memory, before a snapshot is in force: a purge that comes before the first
+    /// request has to reach it too.
+    pub(crate) fn prepare(&self, snapshot: &Snapshot) {
+        for rules in policies(snapshot).values() {
+            if rules.tiers.redis.is_some() || rules.tiers.disk.is_some() {
+                self.of(rules, seconds_now());
+            }
+        }
+    }
+}
+
 /// Looks after the stores until it is told to stop. `snapshot` gives the policy in force.
 pub(crate) async fn keep_up(
     stores: Arc<Stores>,

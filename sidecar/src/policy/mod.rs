@@ -121,6 +121,14 @@ pub(crate) trait Hooks: Send + Sync {
         let _ = purge;
         Err("nothing is cached here".to_owned())
     }
+    /// List and number of the last purge that what is kept here over restarts knows of; empty and 0 for none.
+    fn last_purge(&self) -> (String, u64) {
+        (String::new(), 0)
+    }
+    /// This purge was carried out. Called off the control runtime, too.
+    fn purged(&self, log: &str, number: u64) {
+        let _ = (log, number);
+    }
     /// What the response cache holds and did.
     fn cache_report(&self) -> wire::CacheReport {
         wire::CacheReport::default()

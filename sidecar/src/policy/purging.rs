@@ -19,6 +19,11 @@ pub(super) struct Purging {
 }
 
 impl Purging {
+    /// Of a sidecar that knows of purges up to this one.
+    pub(super) fn after(last: (String, u64)) -> Self {
+        Self { last, ..Self::default() }
+    }
+
     /// A purge has come.
     pub(super) fn take(&mut self, purge: wire::Purge, hooks: &Arc<dyn Hooks>) {
         if self.waiting.len() >= MOST_WAITING {
@@ -80,6 +85,7 @@ fn carry_out(purge: wire::Purge, hooks: &dyn Hooks) -> wire::Purged {
             (0, why)
         }
     };
+    hooks.purged(&purge.log, purge.number);
     wire::Purged { log: purge.log, number: purge.number, round: purge.round, answers, failed }
 }
 

@@ -137,6 +137,7 @@ impl Subscription {
                 None
             }
         });
+        let purging = Purging::after(out.hooks.last_purge());
         let mut this = Self {
             to,
             own,
@@ -160,7 +161,7 @@ impl Subscription {
             saving: None,
             report: Report::default(),
             report_at: Instant::now() + REPORT_EVERY,
-            purging: Purging::default(),
+            purging,
         };
         this.tell_source(None);
         this.restore();

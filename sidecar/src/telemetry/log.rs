@@ -2,7 +2,9 @@
 
 use std::io::IsTerminal;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::filter_fn, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 /// Longest filter that is accepted.
 const LONGEST: usize = 1024;
@@ -23,6 +25,8 @@ pub(crate) fn init(filter: &str, json: bool) -> Result<Level, String> {
     } else {
         lines.with_ansi(std::io::stderr().is_terminal()).boxed()
     };
+    // The cache's disk may fail at every write; it is told once a minute by whoever uses it.
+    let lines = lines.with_filter(filter_fn(|metadata| !metadata.target().starts_with("foyer")));
     tracing_subscriber::registry()
         .with(filter)
         .with(lines)

@@ -120,6 +120,16 @@ impl Stores {
         });
         Announced(meant.collect())
     }
+
+    /// List and number of the control plane's last purge that what is on disk knows of.
+    pub(crate) fn last_purge(&self) -> (String, u64) {
+        self.tiers.last_purge()
+    }
+
+    /// A purge of the control plane was carried out.
+    pub(crate) fn note_purge(&self, log: &str, number: u64) {
+        self.tiers.note_purge(log, number);
+    }
 }
 
 impl KeptSource for Stores {

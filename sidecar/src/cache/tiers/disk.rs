@@ -72,6 +72,8 @@ pub(super) struct Disk {
     breaker: Mutex<Breaker>,
     /// True once nothing is to be looked for or kept any more.
     over: AtomicBool,
+    /// True if nothing of it is to be found again.
+    unwanted: AtomicBool,
     away: AtomicBool,
     looking: AtomicUsize,
     waiting: Mutex<Option<mpsc::Sender<Arc<Entry>>>>,
@@ -124,6 +126,7 @@ impl Disk {
             purges: Mutex::default(),
             breaker: Mutex::default(),
             over: AtomicBool::new(false),
+            unwanted: AtomicBool::new(false),
             away: AtomicBool::new(false),
             looking: AtomicUsize::new(0),
             waiting: Mutex::new(Some(waiting)),
@@ -432,6 +435,12 @@ impl Disk {
         let files = self.files.swap(None);
         let Some(files) = files else { return };
         files.close().await;
+        if self.unwanted.load(Ordering::Relaxed) {
+            folder.forget();
+            drop(files);
+            self.over.store(true, Ordering::Relaxed);
+            return;
+        }
         let closing = locked(&self.purges).journal.as_ref().map(Journal::closing);
         let closed = match (self.write_journal(folder).await, closing) {
             (Ok(()), Some(closing)) => folder.write_journal(journal::Write::More(closing)).await,
@@ -453,6 +462,14 @@ impl Disk {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends all of these, and takes away what they keep.
+    pub(super) async fn end_all(disks: Vec<Arc<Self>>) {
+        for disk in disks {
+            disk.unwanted.store(true, Ordering::Relaxed);
+            disk.close().await;
         }
     }
 

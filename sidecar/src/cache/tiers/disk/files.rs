@@ -239,8 +239,8 @@ impl Folder {
 
     /// Sees to it that no process looks at what is here any more.
     pub(super) fn forget(&self) {
-        if fs::remove_file(self.journal()).is_err() {
-            let _ = fs::remove_dir_all(self.data());
-        }
+        // Either is enough.
+        let _ = fs::remove_file(self.journal());
+        let _ = fs::remove_dir_all(self.data());
     }
 }

@@ -192,6 +192,34 @@ async fn a_directory_that_cannot_be_used_is_no_harm() {
 }
 
 #[tokio::test]
+async fn what_was_kept_for_a_policy_that_is_gone_is_gone() {
+    let dir = tempfile::tempdir().expect("has a directory");
+    let mut sidecar = sidecar(dir.path()).await;
+    sidecar.farther.keep(&new_answer(KEY, "", "hello"));
+    sidecar.given(Tier::Disk, Given::Kept, 1).await;
+    sidecar.tiers.retain(|_| false);
+    // It comes back: what was purged in between nobody knows.
+    sidecar.farther = sidecar.tiers.of(&on_disk(16 << 20)).expect("has a tier");
+    opened(&sidecar).await;
+    assert!(!sidecar.finds(KEY).await);
+}
+
+#[tokio::test]
+async fn the_last_purge_of_the_control_plane_is_known_after_a_restart() {
+    let dir = tempfile::tempdir().expect("has a directory");
+    let path = dir.path().join("cache");
+    let first = Sidecar::new(&on_disk(16 << 20), Some(path.clone()));
+    assert_eq!(first.tiers.last_purge(), (String::new(), 0));
+    for (log, number, last) in [("a", 7, 7), ("a", 5, 7), ("b", 2, 2)] {
+        first.tiers.note_purge(log, number);
+        assert_eq!(first.tiers.last_purge(), (log.to_owned(), last));
+    }
+    end(first).await;
+    let second = Tiers::new(Arc::default(), Some(path));
+    assert_eq!(second.last_purge(), ("b".to_owned(), 2));
+}
+
+#[tokio::test]
 async fn another_size_begins_anew_in_the_same_process() {
     let dir = tempfile::tempdir().expect("has a directory");
     let mut sidecar = sidecar(dir.path()).await;
