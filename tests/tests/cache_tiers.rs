@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use weft_tests::{
     Answer, Backend, Beside, Client, PATIENCE, Process, empty, eventually, free_port, full,
     mesh::{NAMESPACE, calling, until_free},
+    processes::say,
     stage::{Instance, Stage},
 };
 
@@ -42,7 +43,7 @@ impl Redis {
             Ok(child) => child,
             Err(error) => {
                 assert!(std::env::var_os("CI").is_none(), "redis-server is needed: {error}");
-                eprintln!("redis-server is not installed: nothing was tested");
+                say("redis-server is not installed: nothing was tested");
                 return None;
             }
         };
