@@ -9,6 +9,13 @@ pub(crate) trait Back {
     fn interim(&self, head: Response<()>);
 }
 
+/// Nobody waits for interim answers: to copies of requests, and to what is fetched in the background.
+pub(crate) struct Nobody;
+
+impl Back for Nobody {
+    fn interim(&self, _: Response<()>) {}
+}
+
 /// What a server connection does with the requests it reads.
 pub(crate) trait Handler {
     /// Answers one request. Dropping the future cancels everything downstream of it.

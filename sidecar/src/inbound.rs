@@ -10,7 +10,7 @@ use crate::{
     },
     context::Call,
     error::{Error, Kind},
-    exchange::{Back, Handler},
+    exchange::{Back, Handler, Nobody},
     http1,
     live::{Live, LiveAdmission},
     message::{self, WEFT_ATTEMPT, WEFT_RETRIED},
@@ -202,13 +202,6 @@ impl Origin for Application<'_> {
     async fn ask(&mut self, question: ToSibling<'_>) -> Option<Response<Body>> {
         self.ask_sibling(question).await
     }
-}
-
-/// Nobody waits for interim answers to what is fetched in the background.
-struct Nobody;
-
-impl Back for Nobody {
-    fn interim(&self, _: Response<()>) {}
 }
 
 impl Application<'_> {

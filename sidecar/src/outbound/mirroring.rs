@@ -4,7 +4,7 @@ use super::{Chosen, Outbound, Routed};
 use crate::{
     body::Body,
     error::{Error, Kind},
-    exchange::Back,
+    exchange::Nobody,
     live::{Live, LiveMirrors},
     telemetry::metrics::Direction,
     upstream::{Attempt, Cluster, Outcome, Preference},
@@ -19,13 +19,6 @@ use weft_config::snapshot::Mirror;
 
 /// Time for a copy where requests have no limit of their own.
 const LONGEST: Duration = Duration::from_secs(60);
-
-/// Nobody waits for interim answers to a copy.
-struct Nobody;
-
-impl Back for Nobody {
-    fn interim(&self, _: Response<()>) {}
-}
 
 impl Outbound {
     /// Begins the copies of a request that its rule and its backend want, and gives the body that the original goes on

@@ -6,7 +6,7 @@ use crate::{
     cache::{self, Refresh, siblings::ToSibling},
     context::Call,
     error::Error,
-    exchange::Back,
+    exchange::{Back, Nobody},
     live::{Live, LivePort},
     message,
     telemetry::metrics::Direction,
@@ -61,13 +61,6 @@ impl cache::Origin for Upstream<'_> {
     async fn ask(&mut self, question: ToSibling<'_>) -> Option<Response<Body>> {
         self.ask_sibling(question).await
     }
-}
-
-/// Nobody waits for interim answers to what is fetched in the background.
-struct Nobody;
-
-impl Back for Nobody {
-    fn interim(&self, _: Response<()>) {}
 }
 
 /// The same way for another request.
