@@ -320,8 +320,7 @@ impl Cache {
     /// A request that takes only what is kept (RFC 9111 section 5.2.1.7).
     fn only_if_cached(&self, request: &Parts, why: Forwarded) -> Response<Body> {
         let mut response = Response::new(Body::full(
-            "weft: nothing is kept that answers this request, and it says only-if-cached
-",
+            "weft: nothing is kept that answers this request, and it says only-if-cached\n",
         ));
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
         let headers = response.headers_mut();

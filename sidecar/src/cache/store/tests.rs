@@ -5,11 +5,7 @@ use super::*;
 use crate::cache::entry::tests::Sample;
 use bytes::Bytes;
 use proptest::prelude::*;
-use std::{
-    collections::HashMap,
-    sync::atomic::AtomicBool,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::atomic::AtomicBool, time::Duration};
 
 const MIB: u64 = 1 << 20;
 
@@ -386,46 +382,4 @@ fn threads_agree_on_what_is_stored_and_never_pass_the_limit() {
     let ([used, queued, held], [counted, entries]) = store.audit();
     assert_eq!((used, queued, counted), (held, held, entries));
     assert!(entries > 100);
-}
-
-/// Not a test of anything: prints what a look-up and a store cost. `cargo test -- --ignored --nocapture measure`.
-#[test]
-#[ignore = "measures"]
-#[allow(clippy::print_stdout)]
-fn measure() {
-    let store = Store::new(bounds(256 * MIB));
-    let resident = || {
-        let status = std::fs::read_to_string("/proc/self/statm").expect("is Linux");
-        status.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("is a number") * 4096
-    };
-    let at_first = resident();
-    let names: Vec<String> =
-        (0..50_000).map(|i| format!("GET products.shop:8080/api/products/{i}")).collect();
-    let entries: Vec<_> = names.iter().map(|name| Sample::new(name).entry(vec![0; 1024])).collect();
-    let count = entries.len() as u32;
-    drop(entries.iter().map(|entry| entry.bytes()).collect::<Vec<_>>());
-    let before = Instant::now();
-    for entry in entries {
-        store.put(entry, 0).1.expect("there is room");
-    }
-    let stored = before.elapsed() / count;
-    let (bytes, held) =
-        (store.statistics().bytes / u64::from(count), (resident() - at_first) / u64::from(count));
-    for (what, step) in [("one key", 0), ("keys in order", 1), ("keys all over", 7919)] {
-        let (mut at, before) = (0, Instant::now());
-        for _ in 0..1_000_000 {
-            at = (at + step) % names.len();
-            let found = store.look_up(key(&names[at]), 0);
-            assert!(std::hint::black_box(found).is_some());
-        }
-        println!("{what}: {:?} a hit", before.elapsed() / 1_000_000);
-    }
-    let entry = store.look_up(key(&names[0]), 0).expect("is stored");
-    let entry = entry.iter().next().expect("has one");
-    let before = Instant::now();
-    for _ in 0..1_000_000 {
-        std::hint::black_box(entry.headers());
-    }
-    println!("{:?} to make a header map, {stored:?} to store", before.elapsed() / 1_000_000);
-    println!("{bytes} bytes counted for each, {held} resident, with its name in the test");
 }
