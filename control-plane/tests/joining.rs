@@ -20,11 +20,9 @@ fn refused(opened: Result<support::Sidecar, tonic::Status>) -> tonic::Status {
 #[tokio::test]
 async fn without_a_token_and_a_certificate_nobody_is_let_in() {
     let f = start(&[("cart.yaml", CART)]).await;
-    let begin = tokio::time::Instant::now();
     let status = refused(f.open(hello("shop", "cart", "cart", ""), None).await);
     assert_eq!(status.code(), Code::Unauthenticated);
     assert!(status.message().contains("weft-control-plane token"), "{status}");
-    assert!(begin.elapsed() < Duration::from_secs(1), "at once");
     assert!(f.status().await.sidecars.is_empty());
 }
 
@@ -144,13 +142,13 @@ async fn a_certificate_of_another_ca_does_not_even_connect() {
 #[tokio::test]
 async fn an_expired_certificate_does_not_even_connect() {
     let f =
-        start_with(&[], |s| weft_control_plane::Settings { certificate_ttl: Duration::from_secs(1), ..s })
+        start_with(&[], |s| weft_control_plane::Settings { certificate_ttl: Duration::from_secs(4), ..s })
             .await;
     let token = f.token("shop", "cart");
     let mut sidecar = f.open(hello("shop", "cart", "cart", &token), None).await.expect("let in");
     let credentials: Credentials = sidecar.certificate().await.expect("issued");
     f.open(hello("shop", "cart", "cart", ""), Some(&credentials)).await.expect("still good");
-    tokio::time::sleep(Duration::from_millis(3_100)).await;
+    tokio::time::sleep(Duration::from_millis(6_100)).await;
     refused(f.open(hello("shop", "cart", "cart", ""), Some(&credentials)).await);
 }
 
@@ -176,6 +174,6 @@ async fn a_connection_that_never_speaks_tls_is_closed() {
     let address: SocketAddr = f.running.addresses().push;
     let mut stream = TcpStream::connect(address).await.expect("connects");
     let mut byte = [0u8; 1];
-    let closed = timeout(Duration::from_secs(7), stream.read(&mut byte)).await.expect("closed in time");
+    let closed = timeout(PATIENCE, stream.read(&mut byte)).await.expect("closed in time");
     assert!(matches!(closed, Ok(0) | Err(_)));
 }

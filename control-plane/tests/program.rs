@@ -53,7 +53,7 @@ fn it_starts_says_where_it_is_and_stops_on_sigterm() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
     let status = child.wait().expect("ended");
     assert!(status.success(), "{status}");
-    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(begin.elapsed() < Duration::from_secs(30));
     assert!(reader.join().expect("read").contains("stopping"));
 }
 

@@ -1,6 +1,6 @@
 //! What applications do: calls through their sidecar's proxy port.
 
-use crate::{Body, BoxError, PATIENCE, empty};
+use crate::{Body, BoxError, PATIENCE, empty, eventually};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -140,6 +140,20 @@ impl Client {
             request = request.header(*name, *value);
         }
         self.call(request.body(empty()).expect("a request")).await
+    }
+
+    /// Waits until so many GETs in a row are answered with this text, by which somebody is known to take all calls. What
+    /// held them up before may be no more than a busy machine.
+    pub async fn settles_on(&self, url: &str, text: &str, count: usize) {
+        eventually(&format!("{count} answers `{text}` in a row"), PATIENCE, || async {
+            for _ in 0..count {
+                if self.get(url).await.text() != text {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
     }
 
     /// One request over a fresh HTTP/2 connection.

@@ -34,8 +34,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Bodies of the test's clients and applications.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// How long a test waits for anything that should be there at once.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a test waits for anything that should be there at once: the machines that tests run on are slow and shared.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Loopback, with a port that the system gives.
 pub const ANYWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);

@@ -1,6 +1,6 @@
 //! A steady stream of calls, and what became of each.
 
-use crate::{Client, PATIENCE, empty};
+use crate::{Client, PATIENCE, empty, eventually};
 use http::Request;
 use std::{
     collections::BTreeMap,
@@ -89,8 +89,8 @@ impl Load {
     }
 
     /// Waits until `count` answers one after another had this text.
-    pub async fn streak(&self, text: &str, count: u64, limit: Duration) {
-        let until = std::time::Instant::now() + limit;
+    pub async fn streak(&self, text: &str, count: u64) {
+        let until = std::time::Instant::now() + PATIENCE;
         while std::time::Instant::now() < until {
             let (last, length) = self.seen.lock().expect("not poisoned").streak.clone();
             if last == text && length >= count {
@@ -98,7 +98,16 @@ impl Load {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("not {count} answers `{text}` in a row within {limit:?}: {:?}", self.seen());
+        panic!("not {count} answers `{text}` in a row within {PATIENCE:?}: {:?}", self.seen());
+    }
+
+    /// Waits until so many more calls were answered with 200.
+    pub async fn goes_on(&self, calls: u64) {
+        let before = self.seen().ok;
+        eventually(&format!("{calls} more calls"), PATIENCE, || async {
+            (self.seen().ok >= before + calls).then_some(())
+        })
+        .await;
     }
 
     /// Lets what is under way end; gives what became of everything.

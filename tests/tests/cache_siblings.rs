@@ -171,7 +171,7 @@ async fn twenty_sidecars_that_want_a_thousand_things_cost_the_origin_a_thousand_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sibling_that_is_gone_costs_no_answer_and_is_left_out() {
-    let policy = policy(&["tiers: { siblings: { timeout: 2s } }"]);
+    let policy = policy(&["tiers: { siblings: { timeout: 5s } }"]);
     let mut fronts = Fronts::start(4, &policy, Scripted::start(kept).await).await;
     // Nobody tells the others.
     fronts.mesh.kill_control_plane();
@@ -189,7 +189,7 @@ async fn a_sibling_that_is_gone_costs_no_answer_and_is_left_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sibling_that_hangs_costs_a_wait_and_is_left_out() {
-    let policy = policy(&["tiers: { siblings: { timeout: 300ms } }"]);
+    let policy = policy(&["tiers: { siblings: { timeout: 1s } }"]);
     let mut fronts = Fronts::start(4, &policy, Scripted::start(kept).await).await;
     fronts.mesh.kill_control_plane();
     let gone = fronts.fronts.pop().unwrap();
@@ -224,13 +224,14 @@ async fn a_sibling_that_hangs_costs_a_wait_and_is_left_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_origin_is_asked_once_by_all() {
     let origin = Scripted::start(|asked: Asked| async {
-        tokio::time::sleep(Duration::from_millis(if asked.path.starts_with("/slow/") { 700 } else { 0 }))
-            .await;
+        if asked.path.starts_with("/slow/") {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
         kept(asked).await
     })
     .await;
     // Shorter than the origin takes: who is at work says so.
-    let policy = policy(&["tiers: { siblings: { timeout: 400ms } }"]);
+    let policy = policy(&["tiers: { siblings: { timeout: 2s } }", "coalescing: { maxWait: 20s }"]);
     let fronts = Fronts::start(4, &policy, origin).await;
     let all = (0..4).flat_map(|n| (0..8).map(move |key| (n, key)));
     join_all(all.map(|(n, key)| {
@@ -328,7 +329,7 @@ async fn only_siblings_get_answers_and_no_application_sees_what_they_ask() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_says_whose_it_was_and_is_kept_where_it_was_asked_for() {
     let fronts =
-        Fronts::start(3, &policy(&["tiers: { siblings: { timeout: 2s } }"]), Scripted::start(kept).await)
+        Fronts::start(3, &policy(&["tiers: { siblings: { timeout: 5s } }"]), Scripted::start(kept).await)
             .await;
     let (path, answer) = fronts.of_another(0, "/of").await;
     let status: Vec<_> = answer.headers.get_all("cache-status").iter().map(|v| v.to_str().unwrap()).collect();
@@ -347,7 +348,7 @@ async fn an_answer_says_whose_it_was_and_is_kept_where_it_was_asked_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_application_speaks_siblings_are_asked() {
-    let policy = policy(&["tiers: { siblings: { timeout: 2s } }"]);
+    let policy = policy(&["tiers: { siblings: { timeout: 5s } }"]);
     let fronts = Fronts::start(3, &policy, Scripted::start(kept).await).await;
     for method in [Method::GET, Method::HEAD] {
         let before = fronts.count(0, "answered").await;
@@ -421,12 +422,12 @@ async fn what_is_stale_is_fetched_anew_once_for_all_and_given_when_the_origin_fa
             }
             let mut response = kept(asked).await?;
             // Without anything by which it could be asked about.
-            response.headers_mut().insert("cache-control", HeaderValue::from_static("max-age=1"));
+            response.headers_mut().insert("cache-control", HeaderValue::from_static("max-age=4"));
             Ok(response)
         }
     })
     .await;
-    let fields = ["tiers: { siblings: { timeout: 2s } }", "stale: { whileRevalidate: 60s, ifError: 60s }"];
+    let fields = ["tiers: { siblings: { timeout: 5s } }", "stale: { whileRevalidate: 60s, ifError: 60s }"];
     let fronts = Fronts::start(3, &policy(&fields), origin).await;
     let (path, first) = fronts.of_another(0, "/of").await;
     fronts.get(1, &path).await;
@@ -444,7 +445,7 @@ async fn what_is_stale_is_fetched_anew_once_for_all_and_given_when_the_origin_fa
     })
     .await;
     well.store(false, std::sync::atomic::Ordering::Relaxed);
-    tokio::time::sleep(Duration::from_millis(2100)).await;
+    tokio::time::sleep(Duration::from_millis(5100)).await;
     for _ in 0..3 {
         for n in 0..3 {
             let answer = fronts.get(n, &path).await;
@@ -456,7 +457,7 @@ async fn what_is_stale_is_fetched_anew_once_for_all_and_given_when_the_origin_fa
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_is_seen_by_who_made_it_whatever_siblings_keep() {
     let fronts =
-        Fronts::start(3, &policy(&["tiers: { siblings: { timeout: 2s } }"]), Scripted::start(kept).await)
+        Fronts::start(3, &policy(&["tiers: { siblings: { timeout: 5s } }"]), Scripted::start(kept).await)
             .await;
     let (path, before) = fronts.of_another(0, "/of").await;
     let url = format!("http://product:8080{path}");
@@ -480,7 +481,7 @@ async fn instances_of_a_service_ask_each_other_before_their_own_applications() {
         + "  replicas: 3\n"
         + &calling("caller")
         + &calling("other")
-        + &policy(&["where: inbound", "key: { identity: true }", "tiers: { siblings: { timeout: 2s } }"]);
+        + &policy(&["where: inbound", "key: { identity: true }", "tiers: { siblings: { timeout: 5s } }"]);
     let mesh = Mesh::start(&documents).await;
     let beside = (0..3).map(|n| {
         let beside = Beside::new(&format!("product-{n}")).account("product");

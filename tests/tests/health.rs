@@ -1,13 +1,11 @@
 //! Endpoints that are asked whether they are well, and bounds on the connections to them, across two sidecars and mTLS.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU16, Ordering::Relaxed},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU16, Ordering::Relaxed},
 };
+use tokio::sync::Semaphore;
 use weft_tests::{
     Beside, Client, Mesh, PATIENCE, Process, Scripted, eventually,
     mesh::{calling, serving, traffic},
@@ -16,10 +14,11 @@ use weft_tests::{
 
 const URL: &str = "http://product:8080/";
 
-/// An application that says who it is, and at `/health` (or to the gRPC health protocol) how it is.
-async fn application(who: &'static str, health: Arc<AtomicU16>) -> Scripted {
+/// An application that says who it is, and at `/health` (or to the gRPC health protocol) how it is. A permit of `open`
+/// lets one call of `/slow` go.
+async fn application(who: &'static str, health: Arc<AtomicU16>, open: Arc<Semaphore>) -> Scripted {
     Scripted::start(move |asked| {
-        let health = health.load(Relaxed);
+        let (health, open) = (health.load(Relaxed), open.clone());
         async move {
             Ok(match &*asked.path {
                 "/health" => scripted::status(health),
@@ -27,7 +26,7 @@ async fn application(who: &'static str, health: Arc<AtomicU16>) -> Scripted {
                     scripted::grpc(if health == 200 { &[8, 1] } else { &[8, 2] }, 0)
                 }
                 "/slow" => {
-                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    open.acquire().await?.forget();
                     scripted::text(who)
                 }
                 _ => scripted::text(who),
@@ -43,6 +42,7 @@ struct Pair {
     apps: Vec<Scripted>,
     /// What each says at `/health`.
     health: Vec<Arc<AtomicU16>>,
+    open: Arc<Semaphore>,
     _mesh: Mesh,
 }
 
@@ -55,9 +55,10 @@ async fn pair(protocol: &str, workers: u16, policy: &str, more: &str) -> Pair {
         + more;
     let mesh = Mesh::start(&documents).await;
     let (mut replicas, mut apps, mut health) = (Vec::new(), Vec::new(), Vec::new());
+    let open = Arc::new(Semaphore::new(0));
     for who in ["0", "1"] {
         let status = Arc::new(AtomicU16::new(200));
-        let app = application(who, status.clone()).await;
+        let app = application(who, status.clone(), open.clone()).await;
         let beside = Beside::new(&format!("product-{who}")).account("product").app(8080, app.address());
         replicas.push(mesh.sidecar(beside).await);
         apps.push(app);
@@ -72,7 +73,7 @@ async fn pair(protocol: &str, workers: u16, policy: &str, more: &str) -> Pair {
         })
         .await;
     }
-    Pair { caller, _replicas: replicas, apps, health, _mesh: mesh }
+    Pair { caller, _replicas: replicas, apps, health, open, _mesh: mesh }
 }
 
 impl Pair {
@@ -96,12 +97,12 @@ impl Pair {
         self.healthy(2.0).await;
         self.health[0].store(500, Relaxed);
         self.healthy(1.0).await;
-        let endpoints = self.endpoints().await;
-        let told = endpoints.iter().any(|e| e["state"] == "unhealthy" && e["health_check"] == why);
-        assert!(told, "{endpoints:?}");
-        for _ in 0..30 {
-            assert_eq!(client.get(URL).await.text(), "1");
-        }
+        eventually(&format!("one is not well because {why}"), PATIENCE, || async {
+            let endpoints = self.endpoints().await;
+            endpoints.iter().any(|e| e["state"] == "unhealthy" && e["health_check"] == why).then_some(())
+        })
+        .await;
+        client.settles_on(URL, "1", 30).await;
         self.health[0].store(200, Relaxed);
         self.healthy(2.0).await;
         eventually("the first is called again", PATIENCE, || async {
@@ -114,7 +115,7 @@ impl Pair {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_that_fails_its_http_health_check_gets_no_calls() {
     let policy =
-        "healthCheck: { http: { path: /health }, interval: 100ms, timeout: 100ms, unhealthyThreshold: 2 }";
+        "healthCheck: { http: { path: /health }, interval: 200ms, timeout: 200ms, unhealthyThreshold: 2 }";
     let pair = pair("http", 1, policy, "").await;
     pair.goes_where_endpoints_are_well("it answered 500").await;
     let asked = pair.apps[0].asked();
@@ -130,7 +131,7 @@ async fn an_endpoint_that_fails_its_http_health_check_gets_no_calls() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_that_says_it_does_not_serve_gets_no_calls_from_any_worker() {
-    let policy = "healthCheck: { grpc: {}, interval: 100ms, timeout: 100ms }";
+    let policy = "healthCheck: { grpc: {}, interval: 200ms, timeout: 200ms }";
     pair("http2", 2, policy, "")
         .await
         .goes_where_endpoints_are_well("it answered with serving status 2")
@@ -149,7 +150,7 @@ spec:
   action: deny
   rules: [{ to: [{ paths: [/health] }] }]
 ";
-    let policy = "healthCheck: { http: { path: /health }, interval: 100ms, timeout: 100ms }";
+    let policy = "healthCheck: { http: { path: /health }, interval: 200ms, timeout: 200ms }";
     let pair = pair("http", 1, policy, rule).await;
     pair.healthy(0.0).await;
     let client = Client::new(pair.caller.outbound());
@@ -169,6 +170,11 @@ async fn requests_wait_for_a_connection_and_fail_at_once_when_too_many_do() {
             tokio::spawn(async move { client.get("http://product:8080/slow").await })
         })
         .collect();
+    eventually("some are refused while the others are not answered", PATIENCE, || async {
+        (calls.iter().filter(|call| call.is_finished()).count() == 3).then_some(())
+    })
+    .await;
+    pair.open.add_permits(2);
     let mut answers = Vec::new();
     for call in calls {
         answers.push(call.await.unwrap());
@@ -193,6 +199,11 @@ async fn requests_that_wait_are_served_in_turn() {
             tokio::spawn(async move { client.get("http://product:8080/slow").await })
         })
         .collect();
+    eventually("both endpoints have one", PATIENCE, || async {
+        pair.apps.iter().all(|app| app.under_way() == 1).then_some(())
+    })
+    .await;
+    pair.open.add_permits(6);
     for call in calls {
         assert_eq!(call.await.unwrap().status, 200);
     }

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use http::Request;
-use std::time::Duration;
 use weft_tests::{
     Backend, Beside, Client, Mesh, PATIENCE, empty, eventually, full,
     mesh::{calling, mesh_policy, serving},
@@ -213,7 +212,7 @@ spec:
     // Policy that changes takes effect on connections that are open already.
     mesh.write("policy.yaml", &policy.replace("[shop/caller]", "[shop/stranger]"));
     let stranger = Client::new(sidecars[2].outbound());
-    eventually("the stranger is let in", Duration::from_secs(5), || async {
+    eventually("the stranger is let in", PATIENCE, || async {
         (stranger.get("http://product:8080/products").await.status == 200).then_some(())
     })
     .await;

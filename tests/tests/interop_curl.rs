@@ -280,7 +280,7 @@ fn an_upgrade_by_hand_is_a_channel_of_bytes_both_ways() {
     assert_eq!(until(&mut stream, "bye\n"), "bye\n");
     let curl = pair
         .command()
-        .args(["-i", "-H", "Connection: Upgrade", "-H", "Upgrade: capitals", "--max-time", "2"])
+        .args(["-i", "-H", "Connection: Upgrade", "-H", "Upgrade: capitals", "--max-time", "5"])
         .args(["--proxy", &format!("http://{}", pair.caller.outbound), "http://web.shop:8080/app/upgrade"])
         .output();
     let said = String::from_utf8_lossy(&curl.expect("curl").stdout).into_owned();
@@ -303,7 +303,7 @@ fn an_error_of_the_mesh_says_what_happened_and_where_to_look() {
         (&["http://web.shop:8080/secret/plans"], "403", "forbidden", &["sa/caller", "keep-out"]),
         (&["--path-as-is", "http://web.shop:8080/app/%00"], "400", "bad_request", &["path"]),
         (&["-H", &large, "http://web.shop:8080/app/x"], "431", "headers_too_large", &["limits.headerBytes"]),
-        (&["http://web.shop:8080/hurry/slow/5000"], "504", "timeout", &["web:8080", "0.2"]),
+        (&["http://web.shop:8080/hurry/slow/60000"], "504", "timeout", &["web:8080", " after 0."]),
         (&["--noproxy", "*", &inbound], "403", "forbidden", &["mTLS is strict", "http_proxy"]),
     ];
     for (arguments, status, kind, words) in cases {

@@ -28,6 +28,12 @@ apiVersion: weft.mesh/v1alpha1
 kind: Workload
 metadata: { name: web, namespace: shop }
 spec: { service: web, serviceAccount: web, ports: [{ port: 8080, appProtocol: http }] }
+---
+# Large bodies take a busy machine longer than calls usually may.
+apiVersion: weft.mesh/v1alpha1
+kind: TrafficPolicy
+metadata: { name: web, namespace: shop }
+spec: { targetRefs: [{ kind: Service, name: web }], timeouts: { request: 300s } }
 ";
 
 fn pair() -> (Mesh, Application, Sidecar, Sidecar) {
@@ -44,6 +50,15 @@ fn curl(caller: &Sidecar, path: &str) -> Command {
         .arg(format!("http://{}", caller.outbound))
         .arg(format!("http://web.shop:8080{path}"));
     curl
+}
+
+/// Waits until a request that takes long is at the application.
+fn is_under_way(app: &Application) {
+    let until = Instant::now() + PATIENCE;
+    while app.slow() == 0 {
+        assert!(Instant::now() < until, "no request came");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn has_curl() -> bool {
@@ -84,12 +99,14 @@ fn sigterm_finishes_what_is_in_flight_and_exits_with_0() {
     if !has_curl() {
         return;
     }
-    let (_mesh, _app, mut web, mut caller) = pair();
+    let (_mesh, app, mut web, mut caller) = pair();
     // Warm, so that a connection stands between the two and an idle one stays pooled.
     run(&mut curl(&caller, "/warm"), PATIENCE).ok();
     for draining in ["callee", "caller"] {
         let mut slow = Process::start("curl", curl(&caller, "/slow/1500").args(["-w", "\n%{http_code}\n"]));
-        thread::sleep(Duration::from_millis(400));
+        if draining == "callee" {
+            is_under_way(&app);
+        }
         let sidecar = if draining == "callee" { &mut web } else { &mut caller };
         if draining == "caller" {
             // The callee has gone: this request is answered at once, there is nothing to finish.
@@ -100,9 +117,7 @@ fn sigterm_finishes_what_is_in_flight_and_exits_with_0() {
             slow.wait_for("200", |line| (line == "200").then_some(()));
             assert!(slow.log().contains("at last"), "{}", slow.log());
         }
-        let began = Instant::now();
         assert_eq!(sidecar.process.wait(PATIENCE).code(), Some(0), "{draining}: {}", sidecar.process.log());
-        assert!(began.elapsed() < Duration::from_secs(10), "{draining} took {:?} to end", began.elapsed());
         let log = sidecar.process.log();
         assert!(log.contains("everything in flight was finished"), "{draining}: {log}");
     }
@@ -113,9 +128,9 @@ fn a_second_sigterm_ends_at_once_and_says_what_was_cut() {
     if !has_curl() {
         return;
     }
-    let (_mesh, _app, _web, mut caller) = pair();
+    let (_mesh, app, _web, mut caller) = pair();
     let _slow = Process::start("curl", &mut curl(&caller, "/slow/60000"));
-    thread::sleep(Duration::from_millis(500));
+    is_under_way(&app);
     caller.process.terminate();
     caller.process.wait_for("that it drains", |line| line.contains("draining").then_some(()));
     thread::sleep(Duration::from_millis(700));
@@ -127,7 +142,8 @@ fn a_second_sigterm_ends_at_once_and_says_what_was_cut() {
     let began = Instant::now();
     caller.process.terminate();
     let ended = caller.process.wait(PATIENCE);
-    assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+    // A drain that nobody hurries takes 30 seconds.
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
     assert_eq!(ended.code(), Some(1), "what was cut is no success: {}", caller.process.log());
     assert!(caller.process.log().contains("connections were cut"), "{}", caller.process.log());
 }

@@ -5,7 +5,7 @@ use http::Request;
 use http_body_util::BodyExt;
 use std::time::{Duration, Instant};
 use weft_tests::{
-    Backend, Beside, Client, Mesh, Process, empty, full,
+    Backend, Beside, Client, Mesh, PATIENCE, Process, empty, full,
     mesh::{calling, mesh_policy, serving},
     raw, soon,
 };
@@ -119,7 +119,7 @@ async fn routed() -> Routed {
     .await;
     let v2 = Backend::text("v2").await;
     let slow = Backend::http(|_| async {
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(PATIENCE * 2).await;
         Ok(http::Response::new(full("at last")))
     })
     .await;
@@ -180,7 +180,6 @@ async fn every_form_of_a_services_name_leads_to_it() {
 async fn weights_split_calls_in_their_proportion() {
     let routed = &routed().await;
     let mut second = 0;
-    let begun = Instant::now();
     for _ in 0..1000 {
         second += u32::from(routed.client.get("http://product:8080/weighted").await.text() == "v2");
     }
@@ -189,7 +188,6 @@ async fn weights_split_calls_in_their_proportion() {
     let metrics = routed.caller.metrics().await;
     let labels = ["direction=\"outbound\"", "service=\"shop/product\"", "status=\"200\"", "tls=\"mtls\""];
     assert_eq!(metrics.sum("weft_requests_total", &labels), 1000.0, "{}", metrics.0);
-    assert!(begun.elapsed() < Duration::from_secs(60));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -217,7 +215,6 @@ async fn timeouts_of_a_route_end_in_504() {
         let answer = client.get(&format!("http://product:8080{path}")).await;
         assert_eq!((answer.status.as_u16(), answer.weft_error()), (504, "timeout"), "{}", answer.text());
         assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
-        assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
     }
     let metrics = caller.metrics().await;
     assert_eq!(metrics.sum("weft_errors_total", &["kind=\"timeout\""]), 2.0);

@@ -240,10 +240,16 @@ mod tests {
     }
 
     impl Fixture {
-        /// The texts of the next state, which has to come well within a second.
+        /// The texts of the next state.
         fn next(&self) -> Vec<String> {
-            let tree = self.trees.recv_timeout(Duration::from_millis(900)).expect("a change within a second");
+            let tree = self.trees.recv_timeout(Duration::from_secs(30)).expect("a change");
             tree.files.iter().map(|file| file.text.to_string()).collect()
+        }
+
+        /// Waits for a state with these texts. A busy machine may take so long over what is one change that the watch sees
+        /// the middle of it.
+        fn until(&self, texts: &[&str]) {
+            while self.next() != texts {}
         }
 
         fn silent(&self) {
@@ -261,11 +267,28 @@ mod tests {
         let f = watching(|at| fs::write(at.join("a.yaml"), "one").expect("written"), "");
         assert_eq!(f.next(), ["one"]);
         fs::write(f.path("a.yaml"), "two").expect("written");
-        assert_eq!(f.next(), ["two"]);
+        f.until(&["two"]);
         fs::write(f.path("b.yaml"), "three").expect("written");
-        assert_eq!(f.next(), ["two", "three"]);
+        f.until(&["two", "three"]);
         fs::remove_file(f.path("a.yaml")).expect("removed");
         assert_eq!(f.next(), ["three"]);
+    }
+
+    #[test]
+    fn a_save_is_seen_within_a_second() {
+        let f = watching(|at| fs::write(at.join("a.yaml"), "0").expect("written"), "");
+        assert_eq!(f.next(), ["0"]);
+        let took: Vec<Duration> = (1..=5)
+            .map(|turn| {
+                let saved = Instant::now();
+                fs::write(f.path(".a.yaml"), turn.to_string()).expect("written");
+                fs::rename(f.path(".a.yaml"), f.path("a.yaml")).expect("renamed");
+                assert_eq!(f.next(), [turn.to_string()]);
+                saved.elapsed()
+            })
+            .collect();
+        // Looking now and then would take two seconds each time; a busy machine may hold up some of them.
+        assert!(took.iter().any(|took| *took < Duration::from_secs(1)), "{took:?}");
     }
 
     #[test]
@@ -276,7 +299,7 @@ mod tests {
             fs::write(f.path(".a.yaml.swp"), text).expect("written");
             fs::rename(f.path("a.yaml"), f.path("a.yaml~")).expect("renamed");
             fs::rename(f.path(".a.yaml.swp"), f.path("a.yaml")).expect("renamed");
-            assert_eq!(f.next(), [text]);
+            f.until(&[text]);
         }
     }
 
@@ -311,13 +334,9 @@ mod tests {
         assert!(f.next().is_empty());
         fs::create_dir(f.path("policy")).expect("dir");
         fs::write(f.path("policy/a.yaml"), "one").expect("written");
-        let mut seen = f.next();
-        if seen.is_empty() {
-            seen = f.next();
-        }
-        assert_eq!(seen, ["one"]);
+        f.until(&["one"]);
         fs::write(f.path("policy/a.yaml"), "two").expect("written");
-        assert_eq!(f.next(), ["two"]);
+        f.until(&["two"]);
     }
 
     #[test]
@@ -334,23 +353,26 @@ mod tests {
         fs::write(f.path("new/a.yaml"), "two").expect("written");
         fs::rename(f.path("policy"), f.path("old")).expect("renamed");
         fs::rename(f.path("new"), f.path("policy")).expect("renamed");
-        let deadline = Instant::now() + Duration::from_secs(4);
-        let mut texts = Vec::new();
-        while texts != ["two"] {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let tree = f.trees.recv_timeout(left).expect("the new directory is read");
-            texts = tree.files.iter().map(|file| file.text.to_string()).collect();
-        }
+        f.until(&["two"]);
     }
 
     #[test]
     fn a_file_emptied_while_it_is_saved_is_not_believed() {
         let f = watching(|at| fs::write(at.join("a.yaml"), "one").expect("written"), "");
         assert_eq!(f.next(), ["one"]);
-        fs::write(f.path("a.yaml"), "").expect("emptied");
-        thread::sleep(Duration::from_millis(100));
-        fs::write(f.path("a.yaml"), "two").expect("written");
-        assert_eq!(f.next(), ["two"]);
+        for turn in 0.. {
+            let (saving, text) = (Instant::now(), format!("two {turn}"));
+            fs::write(f.path("a.yaml"), "").expect("emptied");
+            thread::sleep(Duration::from_millis(100));
+            fs::write(f.path("a.yaml"), &text).expect("written");
+            if saving.elapsed() < QUIET * 2 {
+                assert_eq!(f.next(), [text]);
+                break;
+            }
+            // A busy machine took longer over it than anybody is waited for.
+            f.until(&[&text]);
+            assert!(turn < 50, "this machine is too slow to tell");
+        }
         fs::write(f.path("a.yaml"), "").expect("emptied for good");
         assert_eq!(f.next(), [""]);
     }

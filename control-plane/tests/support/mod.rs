@@ -19,7 +19,8 @@ use weft_control_plane::{
     token::{Claims, TokenKey},
 };
 
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a test waits for anything that should be there at once: the machines that tests run on are slow and shared.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub const CART: &str = "
 apiVersion: weft.mesh/v1alpha1
@@ -72,6 +73,13 @@ impl Fixture {
 
     pub fn policy(&self, name: &str) -> PathBuf {
         self.root.path().join("policy").join(name)
+    }
+
+    /// Saves a policy file as editors do: written beside it, then renamed. Nobody reads half of it.
+    pub fn save(&self, name: &str, text: &str) {
+        let beside = self.root.path().join("being-written");
+        fs::write(&beside, text).expect("written");
+        fs::rename(&beside, self.policy(name)).expect("renamed");
     }
 
     pub fn token(&self, namespace: &str, account: &str) -> String {

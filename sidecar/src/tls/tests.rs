@@ -17,7 +17,7 @@ use tokio::{
 const CART: &str = "spiffe://weft.local/ns/shop/sa/cart";
 const PRODUCT: &str = "spiffe://weft.local/ns/shop/sa/product";
 const NAME: &str = "8080.product.shop.weft";
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 struct Ca(CertifiedIssuer<'static, KeyPair>);
 
@@ -145,8 +145,13 @@ async fn accepted_from(
         stream.read_u8().await
     };
     let server = server.accept(rewound(far), SOON);
-    let (_, accepted) = tokio::join!(tokio::time::timeout(Duration::from_millis(300), client), server);
-    accepted
+    tokio::pin!(server);
+    tokio::select! {
+        biased;
+        accepted = &mut server => accepted,
+        // One that was let in would go on reading.
+        _ = client => server.await,
+    }
 }
 
 #[derive(Debug)]

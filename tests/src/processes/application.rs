@@ -13,7 +13,16 @@ use hyper_util::{
     server::conn::auto,
 };
 use serde_json::json;
-use std::{convert::Infallible, sync::mpsc, thread, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -26,6 +35,7 @@ type Body = BoxBody<Bytes, Infallible>;
 pub struct Application {
     /// Its port on loopback.
     pub port: u16,
+    slow: Arc<AtomicUsize>,
     _stop: oneshot::Sender<()>,
 }
 
@@ -34,6 +44,8 @@ impl Application {
     pub fn start() -> Self {
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = mpsc::channel();
+        let slow = Arc::<AtomicUsize>::default();
+        let counter = slow.clone();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -45,22 +57,31 @@ impl Application {
                     .unwrap_or_else(|error| panic!("the application has no port: {error}"));
                 let _ = tell.send(listener.local_addr().map_or(0, |address| address.port()));
                 tokio::select! {
-                    () = serve(listener) => {}
+                    () = serve(listener, counter) => {}
                     _ = stopped => {}
                 }
             });
         });
         let port = told.recv_timeout(super::PATIENCE);
-        Self { port: port.unwrap_or_else(|_| panic!("the application does not start")), _stop: stop }
+        Self { port: port.unwrap_or_else(|_| panic!("the application does not start")), slow, _stop: stop }
+    }
+
+    /// Requests for `/slow` that have come so far.
+    pub fn slow(&self) -> usize {
+        self.slow.load(Relaxed)
     }
 }
 
-async fn serve(listener: TcpListener) {
+async fn serve(listener: TcpListener, slow: Arc<AtomicUsize>) {
     while let Ok((stream, _)) = listener.accept().await {
         let _ = stream.set_nodelay(true);
+        let slow = slow.clone();
         tokio::spawn(async move {
             let server = auto::Builder::new(TokioExecutor::new());
-            let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request).await) });
+            let service = service_fn(|request: Request<Incoming>| {
+                slow.fetch_add(usize::from(request.uri().path().starts_with("/slow/")), Relaxed);
+                async { Ok::<_, Infallible>(answer(request).await) }
+            });
             // How a connection ends is what the tests look at from the other side.
             let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
         });

@@ -1,6 +1,6 @@
 //! Breakers and limits: what fails is left alone for a while, and what is full says so at once.
 
-use crate::stage::{Stage, URL, stage, stage_of};
+use crate::stage::{Gate, Stage, URL, stage, stage_of};
 use futures_util::future::join_all;
 use http::Request;
 use std::{
@@ -16,21 +16,15 @@ use weft_tests::{
     scripted::{self, hang, status, text},
 };
 
-/// An application that is unwell until somebody says otherwise, and then takes its time.
-async fn unwell(slow: Duration) -> (Scripted, Arc<AtomicBool>) {
-    let well = Arc::new(AtomicBool::new(false));
-    let asks = well.clone();
+/// An application that is unwell until somebody says otherwise, and then answers those whom the gate lets go.
+async fn unwell() -> (Scripted, Arc<AtomicBool>, Gate) {
+    let (well, gate) = (Arc::new(AtomicBool::new(false)), Gate::closed());
+    let (asks, waits) = (well.clone(), gate.clone());
     let app = Scripted::start(move |_| {
-        let well = asks.load(Relaxed);
-        async move {
-            if !well {
-                return Ok(status(500));
-            }
-            tokio::time::sleep(slow).await;
-            Ok(text("good"))
-        }
+        let (well, gate) = (asks.load(Relaxed), waits.clone());
+        async move { if well { gate.pass().await } else { Ok(status(500)) } }
     });
-    (app.await, well)
+    (app.await, well, gate)
 }
 
 fn is_refused(answer: &Answer) -> bool {
@@ -44,7 +38,7 @@ async fn a_breaker_opens_refuses_at_once_probes_one_at_a_time_and_closes_again()
         "retries: { attempts: 0 },
          circuitBreaker: { scope: service, errorPercent: 50, minRequests: 10, openFor: 3s, probes: 2 }",
     );
-    let (app, well) = unwell(Duration::from_secs(1)).await;
+    let (app, well, gate) = unwell().await;
     let stage = stage(&policy, vec![app]).await;
     let app = &stage.apps[0];
     let state = || async { stage.caller.admin("/clusters").await[0]["breaker"].clone() };
@@ -54,10 +48,11 @@ async fn a_breaker_opens_refuses_at_once_probes_one_at_a_time_and_closes_again()
     }
     let opened = Instant::now();
     assert_eq!(stage.counted("weft_breaker_transitions_total", &["to=\"open\""]).await, 1);
-    assert_eq!(state().await, "open");
 
+    let shown = state().await;
     let refused = join_all((0..10).map(|_| stage.client.get(URL))).await;
     if opened.elapsed() < Duration::from_secs(3) {
+        assert_eq!(shown, "open");
         for answer in &refused {
             assert_eq!((answer.status.as_u16(), answer.weft_error()), (503, "breaker_open"));
             let again: u64 = answer.header("retry-after").parse().unwrap();
@@ -71,16 +66,16 @@ async fn a_breaker_opens_refuses_at_once_probes_one_at_a_time_and_closes_again()
     well.store(true, Relaxed);
     tokio::time::sleep(Duration::from_millis(3100).saturating_sub(opened.elapsed())).await;
     for probe in 1..=2 {
-        let answers = join_all((0..8).map(|_| stage.client.get(URL))).await;
-        let good = answers.iter().filter(|answer| answer.status == 200).count();
-        let refused = answers.iter().filter(|answer| is_refused(answer)).count();
-        assert_eq!((good, refused), (1, 7), "probe {probe}");
-        assert_eq!(app.begun(), 10 + probe);
+        let begun = app.begun();
+        let answers = gate.calls(&stage.client, 8, 1).await;
+        let refused = answers.iter().take_while(|answer| is_refused(answer)).count();
+        assert_eq!((refused, answers[7].text()), (7, "good"), "probe {probe}");
+        assert_eq!(app.begun(), begun + 1);
     }
     assert_eq!(state().await, "closed");
     assert_eq!(stage.counted("weft_breaker_transitions_total", &["to=\"half_open\""]).await, 1);
     assert_eq!(stage.counted("weft_breaker_transitions_total", &["to=\"closed\""]).await, 1);
-    let answers = join_all((0..8).map(|_| stage.client.get(URL))).await;
+    let answers = gate.calls(&stage.client, 8, 8).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
 }
 
@@ -132,46 +127,31 @@ async fn statuses_of_grpc_open_a_breaker_wherever_they_stand() {
     assert_eq!(stage.apps[0].begun(), 4);
 }
 
-/// So many GETs at once; gives those that were refused for want of room, and how long those took.
-async fn at_once(stage: &Client, calls: usize) -> (usize, usize, Duration) {
-    let begun = Instant::now();
-    let calling = (0..calls).map(|_| async {
-        let answer = stage.get(URL).await;
-        (answer, begun.elapsed())
-    });
-    let answers = join_all(calling).await;
-    let good = answers.iter().filter(|(answer, _)| answer.status == 200).count();
-    let full: Vec<_> = answers.iter().filter(|(answer, _)| answer.weft_error() == "overloaded").collect();
-    assert!(full.iter().all(|(answer, _)| answer.status == 503), "{answers:?}");
-    (good, full.len(), full.iter().map(|(_, took)| *took).max().unwrap_or_default())
+/// So many GETs at once, of which all but `room` have to be refused for want of room while none of these is answered.
+async fn at_once(gate: &Gate, client: &Client, calls: usize, room: usize) {
+    let answers = gate.calls(client, calls, room).await;
+    let (full, good) = answers.split_at(calls - room);
+    let is_full = |answer: &Answer| (answer.status.as_u16(), answer.weft_error()) == (503, "overloaded");
+    assert!(full.iter().all(is_full) && good.iter().all(|answer| answer.status == 200), "{answers:?}");
 }
-
-async fn slow(pause: Duration) -> Scripted {
-    Scripted::start(move |_| async move {
-        tokio::time::sleep(pause).await;
-        Ok(text("good"))
-    })
-    .await
-}
-
-const SLOW: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_requests_in_flight_than_policy_allows_fail_at_once() {
     let policy = traffic("product", "connections: { maxRequests: 3 }");
-    let stage = stage(&policy, vec![slow(SLOW).await]).await;
-    let (good, full, took) = at_once(&stage.client, 8).await;
-    assert_eq!((good, full), (3, 5));
-    assert!(took < SLOW, "refused after {took:?}");
+    let gate = Gate::closed();
+    let stage = stage(&policy, vec![gate.app().await]).await;
+    at_once(&gate, &stage.client, 8, 3).await;
     assert_eq!(stage.apps[0].begun(), 3);
     assert_eq!(stage.counted("weft_errors_total", &["kind=\"overloaded\""]).await, 5);
-    assert_eq!(at_once(&stage.client, 3).await.0, 3, "there is room again");
+    // There is room again.
+    at_once(&gate, &stage.client, 3, 3).await;
 }
 
 /// Without a sidecar at the other end, where a connection is one request's alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_requests_wait_for_a_connection_than_policy_allows_and_the_rest_fails_at_once() {
-    let app = slow(SLOW).await;
+    let gate = Gate::closed();
+    let app = gate.app().await;
     let policy = outside("product", "product", 8080, app.address())
         + &calling("caller")
         + &traffic(
@@ -181,31 +161,27 @@ async fn more_requests_wait_for_a_connection_than_policy_allows_and_the_rest_fai
     let mesh = Mesh::start(&policy).await;
     let caller = mesh.sidecar(Beside::new("caller")).await;
     let client = Client::new(caller.outbound());
-    let (good, full, took) = at_once(&client, 5).await;
-    assert_eq!((good, full), (2, 3), "one is served, one waits");
-    assert!(took < SLOW, "refused after {took:?}");
+    // One is served, one waits.
+    at_once(&gate, &client, 5, 2).await;
     assert_eq!(app.begun(), 2);
     assert_eq!(caller.metrics().await.sum("weft_pending_overflow_total", &[]), 3.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_retries_in_flight_than_policy_allows_are_not_made() {
-    let app = || {
-        Scripted::start(|asked| async move {
-            // A first attempt fails at once, and another one takes its time.
-            if asked.header("weft-attempt").is_empty() {
-                return Ok(status(503));
-            }
-            tokio::time::sleep(SLOW).await;
-            Ok(text("good"))
-        })
-    };
+    let gate = Gate::closed();
+    let waits = gate.clone();
+    let app = Scripted::start(move |asked| {
+        let gate = waits.clone();
+        // A first attempt fails at once, and another one waits.
+        async move { if asked.header("weft-attempt").is_empty() { Ok(status(503)) } else { gate.pass().await } }
+    });
     let policy = traffic("product", "connections: { maxRetries: 2 }");
-    let stage = stage(&policy, vec![app().await]).await;
-    let answers = join_all((0..6).map(|_| stage.client.get(URL))).await;
-    let good = answers.iter().filter(|answer| answer.status == 200).count();
-    let failed = answers.iter().filter(|answer| answer.status == 503).count();
-    assert_eq!((good, failed), (2, 4));
+    let stage = stage(&policy, vec![app.await]).await;
+    let answers = gate.calls(&stage.client, 6, 2).await;
+    let (failed, good) = answers.split_at(4);
+    assert!(failed.iter().all(|answer| answer.status == 503), "{answers:?}");
+    assert!(good.iter().all(|answer| answer.status == 200), "{answers:?}");
     assert_eq!(stage.apps[0].begun(), 8);
     assert_eq!(stage.counted("weft_retries_refused_total", &["reason=\"limit\""]).await, 4);
 }

@@ -13,8 +13,10 @@ use weft_tests::{
     soon,
 };
 
-/// Much longer than anything takes here, and much shorter than what hangs would hang.
-const BOUND: Duration = Duration::from_secs(5);
+/// Longer than anything takes here, and shorter than the 15 seconds that what hangs would hang.
+const BOUND: Duration = Duration::from_secs(12);
+/// The time that a client gives its call: enough for it to reach the last of the services, however busy the machine is.
+const GIVEN: (&str, Duration) = ("2500", Duration::from_millis(2500));
 
 /// Waits until nothing is under way anywhere, neither at an application nor at a sidecar.
 async fn at_rest(chain: &Chain, limit: Duration) {
@@ -53,9 +55,12 @@ async fn five_hops_stop_when_the_client_quits(spoken: Spoken) {
     at_rest(&chain, BOUND).await;
     for hop in &chain.hops {
         assert_eq!((hop.app.begun(), hop.app.ended(), hop.app.cancelled()), (1, 0, 1), "{spoken:?}");
-        let metrics = hop.sidecar.metrics().await;
-        let gone = ["direction=\"inbound\"", "status=\"499\""];
-        assert_eq!(metrics.sum("weft_requests_total", &gone), 1.0, "{}", metrics.0);
+        let metrics = eventually("it is counted as gone", PATIENCE, || async {
+            let metrics = hop.sidecar.metrics().await;
+            let gone = ["direction=\"inbound\"", "status=\"499\""];
+            (metrics.sum("weft_requests_total", &gone) == 1.0).then_some(metrics)
+        })
+        .await;
         assert_eq!(metrics.sum("weft_retries_total", &[]), 0.0, "nobody tries again for nobody");
     }
 }
@@ -118,13 +123,13 @@ async fn calls_of_applications_that_know_no_time_end_with_the_time_of_the_reques
     let chain = assemble(&HOPS, Spoken::Http1, "", apps).await;
     let client = Client::new(chain.client.outbound());
     let begun = Instant::now();
-    let answer = client.get_with("http://a:8080/", &[("x-envoy-upstream-rq-timeout-ms", "400")]).await;
+    let answer = client.get_with("http://a:8080/", &[("x-envoy-upstream-rq-timeout-ms", GIVEN.0)]).await;
     assert_eq!((answer.status.as_u16(), answer.weft_error()), (504, "timeout"), "{}", answer.text());
     at_rest(&chain, BOUND).await;
     eventually("both were told", BOUND, || async { (told.lock().unwrap().len() == 2).then_some(()) }).await;
     // The mesh's own limit is 15 seconds.
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
-    assert!(begun.elapsed() >= Duration::from_millis(399), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= GIVEN.1 - Duration::from_millis(1), "{:?}", begun.elapsed());
     assert_eq!(*told.lock().unwrap(), vec![(504, "timeout".to_owned()); 2]);
     assert_eq!(chain.hops.last().unwrap().app.cancelled(), 1);
 }
@@ -184,20 +189,21 @@ async fn grpc_servers_are_told_that_less_time_is_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_gives_time_in_envoys_words_is_obeyed_unless_policy_says_otherwise() {
     let stage = stage("", vec![Scripted::start(|_| hang()).await]).await;
-    let (expected, begun) = ([("x-envoy-expected-rq-timeout-ms", "300")], Instant::now());
+    let (expected, begun) = ([("x-envoy-expected-rq-timeout-ms", GIVEN.0)], Instant::now());
     let answer = stage.client.get_with("http://product:8080/", &expected).await;
     assert_eq!((answer.status.as_u16(), answer.weft_error()), (504, "timeout"), "{}", answer.text());
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     let app = &stage.apps[0];
     eventually("the application stops", BOUND, || async { (app.cancelled() == 1).then_some(()) }).await;
 
-    stage.mesh.write("deaf.yaml", &traffic("product", "timeouts: { deadlines: false, request: 1s }"));
+    stage.mesh.write("deaf.yaml", &traffic("product", "timeouts: { deadlines: false, request: 4s }"));
     eventually("policy that does not listen", PATIENCE, || async {
         let begun = Instant::now();
         let answer = soon("an answer", stage.client.get_with("http://product:8080/", &expected)).await;
         assert_eq!(answer.status, 504);
-        (begun.elapsed() >= Duration::from_millis(990)).then_some(())
+        let told = app.asked().last().unwrap().header("weft-timeout-ms").to_owned();
+        // It gives all of its own time, and does not tell.
+        (begun.elapsed() >= Duration::from_millis(3990) && told.is_empty()).then_some(())
     })
     .await;
-    assert_eq!(app.asked().last().unwrap().header("weft-timeout-ms"), "", "and does not tell");
 }

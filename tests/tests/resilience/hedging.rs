@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use weft_tests::{
     PATIENCE, Scripted, eventually,
@@ -35,34 +35,41 @@ async fn calls_that_meet_a_slow_endpoint_are_answered_by_another_and_the_slow_on
          outlierEjection: { consecutiveGatewayErrors: 0 }",
     );
     let stage = stage(&policy, vec![Scripted::start(|_| hang()).await, quick().await]).await;
-    let begun = Instant::now();
     for _ in 0..20 {
         assert_eq!(stage.client.get(URL).await.text(), "good");
     }
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let slow = &stage.apps[0];
     assert!(slow.begun() >= 5, "the slow one was asked first {} times", slow.begun());
     eventually("the losers are cancelled", PATIENCE, || async { (slow.under_way() == 0).then_some(()) })
         .await;
     assert_eq!(slow.cancelled(), slow.begun());
-    assert_eq!(stage.counted("weft_hedges_total", &["result=\"won\""]).await, slow.begun());
-    assert_eq!(stage.caller.in_flight().await, 0);
+    let hedges =
+        async |result: &str| stage.counted("weft_hedges_total", &[&format!("result=\"{result}\"")]).await;
+    // On a busy machine the other one may be slow at times too; the slow one is then asked second and loses.
+    let (won, lost) = (hedges("won").await, hedges("lost").await);
+    assert!(won >= 5 && won + lost == slow.begun(), "{won} won, {lost} lost, of {}", slow.begun());
+    eventually("nothing is in flight", PATIENCE, || async {
+        (stage.caller.in_flight().await == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_attempt_that_is_quicker_after_all_wins_and_the_second_is_cancelled() {
     let policy = traffic("product", "hedging: { delay: 100ms }, loadBalancer: { algorithm: roundRobin }");
-    // In turn: an attempt that takes long, and one that takes for ever.
+    // In turn: an attempt that takes until there is another one, and that one, which takes for ever.
     let turn = Arc::new(AtomicU64::new(0));
     let in_turn = || {
-        let turn = turn.clone();
+        let turns = turn.clone();
         Scripted::start(move |_| {
-            let second = turn.fetch_add(1, Relaxed) % 2 == 1;
+            let (turns, turn) = (turns.clone(), turns.fetch_add(1, Relaxed));
             async move {
-                if second {
+                if turn % 2 == 1 {
                     return hang().await;
                 }
-                tokio::time::sleep(Duration::from_millis(800)).await;
+                while turns.load(Relaxed) < turn + 2 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 Ok(text("good"))
             }
         })
@@ -107,7 +114,7 @@ async fn a_service_that_is_slow_everywhere_is_not_hedged_beyond_the_budget() {
         "hedging: { delay: 20ms, maxAttempts: 3 },
          retries: { budget: { percent: 10, minPerSecond: 1, window: 10s } }",
     );
-    let pause = Duration::from_secs(1);
+    let pause = Duration::from_secs(3);
     let stage = stage(&policy, vec![after(pause).await, after(pause).await]).await;
     let answers = join_all((0..60).map(|_| stage.client.get(URL))).await;
     assert!(answers.iter().all(|answer| answer.status == 200));

@@ -9,12 +9,13 @@ use weft_tests::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_is_told_apart_into_own_work_and_the_upstream_that_it_waits_for() {
-    const CALLS: usize = 12;
-    // Works for 40 ms, then waits for one that takes 160 and, in the middle of that, for one that takes 10.
+    const CALLS: usize = 4;
+    // Works for 250 ms, then waits for one that takes 1000 and, in the middle of that, for one that takes 10: long beside
+    // what all of it takes a busy machine.
     let works = linked(|asked, onward| async move {
-        tokio::time::sleep(Duration::from_millis(40)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
         let (long, short) = tokio::join!(onward.call(&asked, "http://long:8080/", Spoken::Http1), async {
-            tokio::time::sleep(Duration::from_millis(40)).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
             onward.call(&asked, "http://short:8080/", Spoken::Http1).await
         });
         long?;
@@ -28,7 +29,7 @@ async fn a_service_is_told_apart_into_own_work_and_the_upstream_that_it_waits_fo
         });
         (app.await, Onward::default())
     };
-    let apps = vec![works.await, after(160).await, after(10).await];
+    let apps = vec![works.await, after(1000).await, after(10).await];
     let chain = assemble(&["works", "long", "short"], Spoken::Http1, "", apps).await;
     let client = Client::new(chain.client.outbound());
     for _ in 0..CALLS {
@@ -48,7 +49,7 @@ async fn a_service_is_told_apart_into_own_work_and_the_upstream_that_it_waits_fo
     let (own, long, short) = (seconds(""), seconds("shop/long"), seconds("shop/short"));
     let all = metrics.sum("weft_request_duration_seconds_sum", &["direction=\"inbound\""]);
     assert!((own + long + short - all).abs() < 0.02 * all, "{own} + {long} + {short} is not {all}");
-    assert!(long >= 0.16 * CALLS as f64 && own >= 0.04 * CALLS as f64, "own {own}, long {long}");
+    assert!(long >= CALLS as f64 && own >= 0.25 * CALLS as f64, "own {own}, long {long}");
     assert!((0.6..0.9).contains(&(long / all)), "{long} of {all}");
     assert!(short < 0.05 * all, "nobody waited for it: {short} of {all}");
 }

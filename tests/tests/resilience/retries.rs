@@ -106,11 +106,11 @@ async fn an_upstream_that_says_when_to_come_again_is_obeyed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_waits_for_an_upstream_that_wants_to_be_asked_after_the_deadline() {
-    let policy = traffic("product", "timeouts: { request: 8s }");
+    let policy = traffic("product", "timeouts: { request: 25s }");
     let stage = stage(&policy, vec![come_again("30").await]).await;
     let begun = Instant::now();
     assert_eq!(stage.client.get(URL).await.status, 503);
-    assert!(begun.elapsed() < Duration::from_secs(5), "after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "after {:?}", begun.elapsed());
     assert_eq!(stage.apps[0].begun(), 1);
     assert_eq!(stage.counted("weft_retries_refused_total", &["reason=\"deadline\""]).await, 1);
 }

@@ -1,11 +1,12 @@
 //! What these tests stand on: one service with its replicas, or a chain of services that call each other.
 
-use std::{future::Future, time::Duration};
-use tokio::sync::Mutex;
+use futures_util::future::join_all;
+use std::{future::Future, sync::Arc};
+use tokio::sync::{Mutex, Semaphore};
 use weft_tests::{
-    Beside, Client, Mesh, Process, Scripted,
+    Answer, Beside, Client, Mesh, PATIENCE, Process, Scripted, eventually,
     mesh::{calling, serving},
-    scripted::{Asked, Onward, Reply, Spoken},
+    scripted::{Asked, Onward, Reply, Spoken, text},
 };
 
 /// Tests that make load: one after another.
@@ -33,7 +34,7 @@ pub(crate) async fn stage_of(protocol: &str, policy: &str, apps: Vec<Scripted>) 
     let service = serving("product", 8080, protocol) + &format!("  replicas: {}\n", apps.len());
     let mesh = Mesh::start(&(service + &calling("caller") + policy)).await;
     let starting = apps.iter().enumerate().map(|(number, app)| mesh.sidecar(replica(number, app)));
-    let sidecars = futures_util::future::join_all(starting).await;
+    let sidecars = join_all(starting).await;
     let caller = mesh.sidecar(Beside::new("caller")).await;
     mesh.endpoints("product", apps.len()).await;
     let client = Client::new(caller.outbound());
@@ -42,10 +43,57 @@ pub(crate) async fn stage_of(protocol: &str, policy: &str, apps: Vec<Scripted>) 
 
 /// The sidecar of replica `number` of `product`.
 pub(crate) fn replica(number: usize, app: &Scripted) -> Beside {
-    Beside::new(&format!("product-{number}"))
-        .account("product")
-        .app(8080, app.address())
-        .drain(Duration::from_secs(10))
+    Beside::new(&format!("product-{number}")).account("product").app(8080, app.address()).drain(PATIENCE)
+}
+
+/// Where calls wait until the test lets them go.
+#[derive(Clone)]
+pub(crate) struct Gate(Arc<Semaphore>);
+
+impl Gate {
+    pub(crate) fn closed() -> Self {
+        Self(Arc::new(Semaphore::new(0)))
+    }
+
+    /// Lets so many calls go.
+    pub(crate) fn let_go(&self, calls: usize) {
+        self.0.add_permits(calls);
+    }
+
+    /// Waits to be let go.
+    pub(crate) async fn pass(&self) -> Reply {
+        self.0.acquire().await?.forget();
+        Ok(text("good"))
+    }
+
+    /// An application all of whose calls wait.
+    pub(crate) async fn app(&self) -> Scripted {
+        let gate = self.clone();
+        Scripted::start(move |_| {
+            let gate = gate.clone();
+            async move { gate.pass().await }
+        })
+        .await
+    }
+
+    /// Makes so many calls at once, and lets those that wait go when all others are answered. Gives all answers, those of
+    /// the others first.
+    pub(crate) async fn calls(&self, proxy: &Client, calls: usize, wait: usize) -> Vec<Answer> {
+        let done = std::cell::RefCell::new(Vec::new());
+        let calling = join_all((0..calls).map(|_| async {
+            let answer = proxy.get(URL).await;
+            done.borrow_mut().push(answer);
+        }));
+        let opening = async {
+            eventually(&format!("all but {wait} of {calls} are answered"), PATIENCE, || async {
+                (done.borrow().len() == calls - wait).then_some(())
+            })
+            .await;
+            self.let_go(wait);
+        };
+        tokio::join!(calling, opening);
+        done.into_inner()
+    }
 }
 
 impl Stage {
@@ -136,7 +184,7 @@ pub(crate) async fn assemble(
     let mesh = Mesh::start(&(services + &calling("client") + policy)).await;
     let beside = names.iter().zip(&apps).map(|(name, (app, _))| Beside::new(name).app(8080, app.address()));
     let starting = beside.map(|beside| mesh.sidecar(beside));
-    let sidecars = futures_util::future::join_all(starting).await;
+    let sidecars = join_all(starting).await;
     let client = mesh.sidecar(Beside::new("client")).await;
     for name in names {
         mesh.endpoints(name, 1).await;

@@ -14,12 +14,12 @@ use weft_tests::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_takes_longer_than_its_request_timeout_is_answered_with_504() {
-    let policy = traffic("product", "timeouts: { request: 300ms }");
+    let policy = traffic("product", "timeouts: { request: 2s }");
     let stage = stage(&policy, vec![Scripted::start(|_| hang()).await]).await;
     let begun = Instant::now();
     let answer = stage.client.get(URL).await;
     assert_eq!((answer.status.as_u16(), answer.weft_error()), (504, "timeout"), "{}", answer.text());
-    assert!(begun.elapsed() >= Duration::from_millis(299), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_millis(1999), "{:?}", begun.elapsed());
     assert_eq!(stage.counted("weft_errors_total", &["kind=\"timeout\""]).await, 1);
     assert_eq!(stage.counted("weft_upstream_attempts_total", &["result=\"timeout\""]).await, 1);
     assert_eq!(stage.apps[0].begun(), 1, "a call whose time is up is not tried again");
@@ -31,7 +31,7 @@ async fn a_call_that_takes_longer_than_its_request_timeout_is_answered_with_504(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_that_takes_too_long_makes_room_for_another_where_policy_says_so() {
-    let policy = traffic("product", "timeouts: { attempt: 500ms }, retries: { when: [timeout] }");
+    let policy = traffic("product", "timeouts: { attempt: 1500ms }, retries: { when: [timeout] }");
     let app = Scripted::start(|asked| async move {
         if asked.turn == 0 || asked.path == "/never" { hang().await } else { Ok(text("at last")) }
     })
@@ -39,7 +39,9 @@ async fn an_attempt_that_takes_too_long_makes_room_for_another_where_policy_says
     let stage = stage(&policy, vec![app]).await;
     let answer = stage.client.get(URL).await;
     assert_eq!((answer.status.as_u16(), answer.text()), (200, "at last"));
-    assert_eq!((stage.apps[0].begun(), stage.apps[0].cancelled()), (2, 1));
+    assert_eq!(stage.apps[0].begun(), 2);
+    eventually("the first one stops", PATIENCE, || async { (stage.apps[0].cancelled() == 1).then_some(()) })
+        .await;
     assert_eq!(stage.counted("weft_retries_total", &["reason=\"attempt_timeout\""]).await, 1);
     assert_eq!(stage.counted("weft_errors_total", &[]).await, 0, "the caller saw nothing of it");
 
@@ -53,15 +55,14 @@ async fn an_attempt_that_takes_too_long_makes_room_for_another_where_policy_says
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_streamed_answer_may_trickle_and_is_broken_off_when_it_stalls() {
-    let policy = traffic("product", "timeouts: { idle: 500ms }");
-    let app =
-        Scripted::start(
-            |asked| async move { Ok(trickle(15, Duration::from_millis(50), asked.path == "/stall")) },
-        )
-        .await;
+    let policy = traffic("product", "timeouts: { idle: 1500ms }");
+    let app = Scripted::start(|asked| async move {
+        Ok(trickle(20, Duration::from_millis(100), asked.path == "/stall"))
+    })
+    .await;
     let stage = stage(&policy, vec![app]).await;
     let answer = stage.client.get(URL).await;
-    assert_eq!(answer.text(), ".".repeat(15), "longer than the timeout, and never that long without a byte");
+    assert_eq!(answer.text(), ".".repeat(20), "longer than the timeout, and never that long without a byte");
     assert_eq!(stage.counted("weft_errors_total", &[]).await, 0);
 
     let request = Request::get("http://product:8080/stall").header("host", "product").body(empty()).unwrap();
@@ -78,7 +79,7 @@ async fn a_streamed_answer_may_trickle_and_is_broken_off_when_it_stalls() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_request_timeout_holds_for_a_trickling_answer_too() {
-    let policy = traffic("product", "timeouts: { request: 600ms }");
+    let policy = traffic("product", "timeouts: { request: 2s }");
     let app = Scripted::start(|_| async { Ok(trickle(usize::MAX, Duration::from_millis(50), false)) });
     let stage = stage(&policy, vec![app.await]).await;
     let request = Request::get(URL).header("host", "product").body(empty()).unwrap();
@@ -117,11 +118,11 @@ async fn a_connect_that_takes_too_long_is_given_up_and_even_a_post_goes_elsewher
         + &outside("product-1", "product", 8080, good.address())
         + &outside("alone", "alone", 8080, unanswering.local_addr().unwrap())
         + &calling("caller")
-        + &traffic("alone", "timeouts: { connect: 200ms }, retries: { attempts: 0 }")
+        + &traffic("alone", "timeouts: { connect: 1s }, retries: { attempts: 0 }")
         + &traffic(
             "product",
             // What never left repeats no work, and so asks neither attempts nor budget.
-            "timeouts: { connect: 200ms }, loadBalancer: { algorithm: roundRobin },
+            "timeouts: { connect: 1s }, loadBalancer: { algorithm: roundRobin },
              retries: { attempts: 0, budget: { percent: 0, minPerSecond: 0 } }",
         );
     let mesh = Mesh::start(&policy).await;

@@ -45,7 +45,7 @@ fn a_reset_cancels_at_once() {
         }
         far.set_zero_linger().unwrap();
         drop(far);
-        timeout(Duration::from_millis(500), serving).await.expect("still waiting").unwrap();
+        timeout(PATIENCE, serving).await.expect("still waiting").unwrap();
     });
 }
 
