@@ -303,7 +303,7 @@ fn an_error_of_the_mesh_says_what_happened_and_where_to_look() {
         (&["http://web.shop:8080/secret/plans"], "403", "forbidden", &["sa/caller", "keep-out"]),
         (&["--path-as-is", "http://web.shop:8080/app/%00"], "400", "bad_request", &["path"]),
         (&["-H", &large, "http://web.shop:8080/app/x"], "431", "headers_too_large", &["limits.headerBytes"]),
-        (&["http://web.shop:8080/hurry/slow/60000"], "504", "timeout", &["web:8080", " after 0."]),
+        (&["http://web.shop:8080/hurry/slow/60000"], "504", "timeout", &["web:8080", " s\n"]),
         (&["--noproxy", "*", &inbound], "403", "forbidden", &["mTLS is strict", "http_proxy"]),
     ];
     for (arguments, status, kind, words) in cases {

@@ -99,6 +99,6 @@ mod tests {
         leader.wait().expect("reaped");
         assert!(runs(group), "what the shell started is still there");
         signal(group, Signal::KILL);
-        assert!(ended(group, Duration::from_secs(5)).await);
+        assert!(ended(group, Duration::from_secs(30)).await);
     }
 }

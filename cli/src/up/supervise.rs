@@ -336,7 +336,7 @@ mod tests {
     }
 
     async fn until(mut condition: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while !condition() {
             assert!(Instant::now() < deadline, "it never came to that");
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -412,7 +412,7 @@ mod tests {
                 began
             })
             .await;
-        assert!(began.elapsed() >= Duration::from_millis(400) && began.elapsed() < Duration::from_secs(5));
+        assert!(began.elapsed() >= Duration::from_millis(400));
         assert!(scene.said.text().contains("is killed"));
     }
 
@@ -432,7 +432,7 @@ mod tests {
             scene.phase.send_replace(Phase::Kill);
             task.await.expect("ends");
         });
-        tokio::time::timeout(Duration::from_secs(10), work).await.expect("at once");
+        tokio::time::timeout(Duration::from_secs(30), work).await.expect("long before its time is over");
     }
 
     #[tokio::test]
