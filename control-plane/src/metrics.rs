@@ -216,10 +216,14 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{io::Write, process};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        io::Write,
+        process,
+    };
 
-    #[test]
-    fn promtool_finds_nothing_to_say() {
+    /// All families, each with a sample.
+    fn full() -> String {
         let metrics = Metrics::new().expect("registered");
         for counters in [
             &metrics.rejected,
@@ -230,7 +234,54 @@ mod tests {
         ] {
             counters.with_label_values(&["some"]).inc();
         }
-        let text = metrics.render().expect("rendered");
+        String::from_utf8(metrics.render().expect("rendered")).expect("text")
+    }
+
+    /// Name, type and names of labels of each family that the table of the control plane has.
+    fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
+        let reference = include_str!("../../docs/telemetry.md");
+        let (_, after) = reference.split_once("\n### The control plane's\n").expect("a section");
+        let section = after.split("\n## ").next().expect("its text");
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        rows.map(|row| {
+            let row = row.replace("| |", "|  |");
+            let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+            let [name, kind, labels, says] = cells[..] else { panic!("not four cells: {row}") };
+            assert!(!says.is_empty(), "{row}");
+            let labels = labels.split_whitespace().map(|label| label.trim_matches('`').to_owned());
+            (name.trim_matches('`').to_owned(), (kind.to_owned(), labels.collect()))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn every_family_is_documented_and_every_row_a_family() {
+        let mut exported = BTreeMap::new();
+        for family in prometheus_families(&full()) {
+            let (name, kind, labels) = family;
+            exported.insert(name, (kind, labels));
+        }
+        assert_eq!(documented(), exported);
+    }
+
+    /// What a scrape has: name, type and names of labels.
+    fn prometheus_families(text: &str) -> Vec<(String, String, BTreeSet<String>)> {
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        types
+            .map(|(name, kind)| {
+                let samples = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+                let labels = samples.filter_map(|sample| Some(sample.rsplit_once('}')?.0));
+                let names =
+                    labels.flat_map(|labels| labels.split("\",")).filter_map(|label| label.split_once('='));
+                let names = names.map(|(name, _)| name.to_owned()).collect();
+                (name.to_owned(), kind.to_owned(), names)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn promtool_finds_nothing_to_say() {
+        let text = full();
         let spawned = process::Command::new("promtool")
             .args(["check", "metrics"])
             .stdin(process::Stdio::piped())
@@ -239,7 +290,7 @@ mod tests {
             .spawn();
         // CI has it; a laptop need not.
         let Ok(mut promtool) = spawned else { return };
-        promtool.stdin.take().expect("piped").write_all(&text).expect("written");
+        promtool.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
         let output = promtool.wait_with_output().expect("ran");
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success() && said.is_empty(), "{said}");

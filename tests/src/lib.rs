@@ -8,6 +8,7 @@ pub mod client;
 pub mod load;
 pub mod mesh;
 pub mod metrics;
+pub mod operator;
 pub mod pki;
 pub mod processes;
 pub mod raw;

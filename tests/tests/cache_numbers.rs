@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use http::{Method, Request, Response, StatusCode, header};
+use serde_json::json;
+use std::collections::BTreeMap;
 use weft_tests::{
     Backend, empty, full,
     mesh::NAMESPACE,
+    metrics::Metrics,
+    operator::{post, purge_everywhere},
     stage::{Instance, Stage},
 };
 
@@ -158,4 +162,54 @@ async fn a_policy_that_is_gone_for_a_moment_loses_nothing_and_counts_on() {
     stage.change("cache.yaml", &policy("")).await;
     assert!(get().await.contains("hit"));
     assert_eq!((stored().await, in_force().await), (1.0, true.into()));
+}
+
+/// The families with their types that a section of the documents has a row for.
+fn documented(from: &str, to: &str) -> BTreeMap<&'static str, &'static str> {
+    let (_, section) = include_str!("../../docs/telemetry.md").split_once(from).expect("a section");
+    let section = section.split(to).next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    rows.filter_map(|(name, rest)| Some((name, rest.split_once(" | ")?.0))).collect()
+}
+
+fn families(scrape: &Metrics) -> BTreeMap<&str, &str> {
+    scrape.0.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
+}
+
+/// That every row is a family is for each program's own tests, in which all families have samples.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_family_of_a_mesh_that_runs_is_documented() {
+    let sidecars = documented("\n## Metrics\n", "\n### ");
+    let control_planes = documented("\n### The control plane's\n", "\n## ");
+    let stage = stage("  where: both\n").await;
+    for path in ["/a", "/a", "/private", "/broken"] {
+        stage.client.get(&format!("http://product:8080{path}")).await;
+    }
+    assert_eq!(purge_everywhere(&stage.mesh, &json!({ "url": "http://product:8080/a" })).await, 2);
+    let (status, said) = post(&stage.mesh, "", "{}").await;
+    assert_eq!(status, 401, "{said}");
+
+    let scrape = stage.mesh.control_plane_metrics().await;
+    for (family, kind) in families(&scrape) {
+        assert_eq!(control_planes.get(family), Some(&kind), "{family}");
+    }
+    let of = |name: &str, labels: &[&str]| {
+        let name = format!("weft_control_plane_cache_{name}");
+        assert!(scrape.0.contains(&name), "{name} is not there");
+        scrape.sum(&name, labels)
+    };
+    assert_eq!(of("purges_total", &["result=\"complete\""]), 1.0);
+    assert_eq!(of("purges_total", &["result=\"refused\""]), 1.0);
+    assert_eq!(of("purged_answers_total", &[]), 2.0);
+    assert_eq!(of("purge_seconds_count", &[]), 1.0);
+    assert_eq!(of("purges_sent_total", &[]), 8.0, "two sidecars, four rounds");
+    assert_eq!(of("purges_missed_total", &[]), 0.0);
+    let purges = control_planes.keys().filter(|name| name.contains("_cache_"));
+    assert_eq!(purges.count(), 5, "all of them were looked at");
+
+    for process in [&stage.caller, stage.beside("product")] {
+        for (family, kind) in families(&process.metrics().await) {
+            assert_eq!(sidecars.get(family), Some(&kind), "{family}");
+        }
+    }
 }
