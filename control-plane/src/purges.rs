@@ -133,6 +133,11 @@ impl Purges {
         (missed.real, missed.everything)
     }
 
+    /// List and number of the last purge.
+    pub(crate) fn last(&self) -> (String, u64) {
+        self.log.last()
+    }
+
     /// A stream has ended. `served` if its sidecar took traffic and did not say goodbye.
     pub(crate) fn disconnect(&mut self, id: StreamId, served: bool, now: Instant) {
         for survey in self.surveys.values_mut() {

@@ -339,6 +339,9 @@ impl policy::Hooks for Hooks {
     fn last_purge(&self) -> (String, u64) {
         self.shared.caches.last_purge()
     }
+    fn misses_purges(&self, misses: bool) {
+        self.shared.caches.misses_purges(misses);
+    }
     fn purged(&self, log: &str, number: u64) {
         self.shared.caches.note_purge(log, number);
     }

@@ -75,6 +75,9 @@ pub(crate) fn seconds_now() -> u32 {
 /// What all requests have in the mesh, whatever carries them between sidecars.
 const SCHEME: &str = "http";
 
+/// Who a cache is where a service is served.
+pub(crate) const INBOUND: &str = "weft-inbound";
+
 /// The cache as one rule, or one port that our application serves, uses it.
 pub(crate) struct Cache {
     rules: Arc<CacheRules>,
@@ -148,6 +151,16 @@ impl Cache {
     /// Whether answers are kept apart by who calls.
     pub(crate) fn wants_identity(&self) -> bool {
         self.rules.key.identity
+    }
+
+    /// Whether it is where a service is served.
+    fn is_inbound(&self) -> bool {
+        self.name == INBOUND
+    }
+
+    /// Whether answers have labels that are not for applications.
+    pub(crate) fn hides_labels(&self) -> bool {
+        self.rules.tags.as_ref().is_some_and(|tags| tags.strip)
     }
 
     /// Looks up what is kept for a request. A hit is answered right here.

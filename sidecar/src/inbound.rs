@@ -5,7 +5,7 @@ mod siblings;
 use crate::{
     body::Body,
     cache::{
-        Answered, Apart, Asking, Change, Looked, Origin, Refresh,
+        self, Answered, Apart, Asking, Change, Looked, Origin, Refresh,
         siblings::{OfSibling, ToSibling, WEFT_CACHE_ASK},
     },
     context::Call,
@@ -13,7 +13,7 @@ use crate::{
     exchange::{Back, Handler, Nobody},
     http1,
     live::{Live, LiveAdmission},
-    message::{self, WEFT_ATTEMPT, WEFT_RETRIED},
+    message::{self, WEFT_ATTEMPT, WEFT_CACHE_TAGS, WEFT_RETRIED},
     telemetry::metrics::{Direction, Path, Series, SeriesKey, ServiceSeries},
     traffic::{
         chain::Joined,
@@ -127,6 +127,11 @@ impl Inbound {
                 }
             }
         };
+        // Labels are for callers' sidecars.
+        if self.peer.is_none() && cache.is_some_and(|cache| cache.hides_labels()) {
+            cache::unfold(&mut response);
+            response.headers_mut().remove(WEFT_CACHE_TAGS);
+        }
         if let (Some(change), Some(cache)) = (change, &admission.cache) {
             change.answered(std::slice::from_ref(cache), response.status(), response.headers());
         }

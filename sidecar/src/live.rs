@@ -207,7 +207,7 @@ impl Live {
                     route: "".into(),
                 };
                 let series = worker.metrics().cache(key);
-                Cache::new(&worker.shared.caches, rules, "weft-inbound", series, worker.shard.clone())
+                Cache::new(&worker.shared.caches, rules, crate::cache::INBOUND, series, worker.shard.clone())
             }),
         }));
         known.push((served.clone(), admission.clone()));

@@ -19,6 +19,8 @@ pub(crate) const WEFT_ERROR: HeaderName = HeaderName::from_static("weft-error");
 pub(crate) const WEFT_ATTEMPT: HeaderName = HeaderName::from_static("weft-attempt");
 /// On an answer that was tried again already, so that nobody nearer to the caller does so too.
 pub(crate) const WEFT_RETRIED: HeaderName = HeaderName::from_static("weft-retried");
+/// Labels of an answer, from the sidecar of a service to those of its callers, where applications do not see them.
+pub(crate) const WEFT_CACHE_TAGS: HeaderName = HeaderName::from_static("weft-cache-tags");
 /// What an application says to the caches of sidecars only (RFC 9213).
 pub(crate) const WEFT_CACHE_CONTROL: HeaderName = HeaderName::from_static("weft-cache-control");
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -18,7 +18,8 @@ use crate::{
     error::{Error, Kind},
     exchange::{Back, Handler},
     live::{Live, LiveBackend, LiveCalls, LivePort, LiveRule},
-    message, redirect,
+    message::{self, WEFT_CACHE_TAGS},
+    redirect,
     telemetry::metrics::Direction,
     traffic::{
         cors,
@@ -147,7 +148,12 @@ impl Outbound {
             Upstream { outbound: self, live, port: &port, routed, chosen, call, back, time, tunnel };
         let mut response = match cache {
             // Boxed, so that answers that are kept need no room for the way to others.
-            None => Box::pin(upstream.fetch(head, body)).await?,
+            None => {
+                let mut response = Box::pin(upstream.fetch(head, body)).await?;
+                // Labels are for caches.
+                response.headers_mut().remove(WEFT_CACHE_TAGS);
+                response
+            }
             Some(cache) => {
                 let apart = Apart {
                     scope: &upstream.chosen.to.scope,

@@ -114,6 +114,15 @@ impl Mesh {
         self.own = None;
     }
 
+    /// Ends the control plane as a crash does, and starts it again where it was; `between` is while it is gone.
+    pub async fn crash_control_plane(&mut self, between: impl FnOnce()) {
+        let at = self.control_plane();
+        self.kill_control_plane();
+        are_free([at.push, at.metrics, at.dashboard]).await;
+        between();
+        self.start_control_plane().await;
+    }
+
     /// Where the control plane listens.
     pub fn control_plane(&self) -> weft_control_plane::Addresses {
         self.running.as_ref().expect("a control plane that runs").addresses()
@@ -367,9 +376,14 @@ impl Process {
     }
 }
 
-/// Waits until nobody listens any more where a sidecar was that is gone: its threads may need a moment to end.
+/// Waits until nobody listens any more where a sidecar was that is gone.
 pub async fn until_free(at: Addresses) {
-    for address in [at.outbound, at.inbound, at.admin, at.metrics] {
+    are_free([at.outbound, at.inbound, at.admin, at.metrics]).await;
+}
+
+/// Threads of what was killed may need a moment to end.
+async fn are_free(addresses: impl IntoIterator<Item = SocketAddr>) {
+    for address in addresses {
         eventually(&format!("{address} is free"), PATIENCE, || async {
             std::net::TcpListener::bind(address).is_ok().then_some(())
         })

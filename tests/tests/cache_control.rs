@@ -2,6 +2,7 @@
 //! under whatever name it was asked for, even by a sidecar that was away.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use futures_util::future::join_all;
 use http::{Request, Response};
 use serde_json::{Value, json};
 use std::{
@@ -15,8 +16,11 @@ use std::{
 use tokio::{net::TcpStream, sync::Notify};
 use weft_control_plane::token::{Claims, TokenKey};
 use weft_tests::{
-    Backend, Beside, Client, Mesh, PATIENCE, Process, empty, eventually, full,
-    mesh::{NAMESPACE, calling},
+    Backend, Beside, Client, Mesh, PATIENCE, Process,
+    client::whole,
+    empty, eventually, full,
+    mesh::{NAMESPACE, calling, mesh_policy},
+    operator::{key, post, purge, purge_everywhere},
     raw, soon,
     stage::{Instance, Stage},
 };
@@ -116,34 +120,8 @@ impl Set {
 
     /// Purges, which must succeed everywhere. Gives how many answers it was for.
     async fn purge(&self, what: Value) -> u64 {
-        let (status, report) = purge(self.mesh(), &what).await;
-        assert_eq!((status, &report["complete"]), (200, &json!(true)), "{what}: {report}");
-        assert_eq!(report["asked"], report["acknowledged"]);
-        report["answers"].as_u64().unwrap()
+        purge_everywhere(self.mesh(), &what).await
     }
-}
-
-fn key(mesh: &Mesh) -> TokenKey {
-    TokenKey::open_or_create(mesh.state_dir()).unwrap()
-}
-
-async fn post(mesh: &Mesh, token: &str, body: &str) -> (u16, String) {
-    let address = mesh.control_plane().dashboard;
-    let request = format!(
-        "POST /api/cache/purge HTTP/1.1\r\nhost: {address}\r\n{token}content-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    let answer = raw::exchange(address, request).await;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    (head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0), body.to_owned())
-}
-
-/// What the control plane answers to an operator's purge.
-async fn purge(mesh: &Mesh, what: &Value) -> (u16, Value) {
-    let token = key(mesh).issue_operator(Duration::from_secs(60)).unwrap();
-    let (status, body) = post(mesh, &format!("authorization: Bearer {token}\r\n"), &what.to_string()).await;
-    let report = serde_json::from_str(&body).unwrap_or(Value::String(body));
-    (status, report)
 }
 
 async fn admin_purge(process: &Process, query: &str) -> (u16, String) {
@@ -352,6 +330,75 @@ async fn what_was_made_stale_is_not_fresh_again_because_policy_changes() {
     assert_ne!(set.get("/a").await, old);
 }
 
+/// The labels travel from the service's sidecar, which keeps them from applications, to the callers', which has to know
+/// them as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tag_is_purged_at_both_places_and_seen_by_no_application() {
+    for place in ["outbound", "inbound", "both"] {
+        let parts = [&format!("where: {place}"), "tags: { header: cache-tag }"];
+        let set = Set::with(&parts, &mesh_policy("{ mtls: { mode: permissive } }")).await;
+        let seen = async |fields: &[(&str, &str)]| {
+            let answer = set.stage.client.get_with(&format!("{URL}/books/1"), fields).await;
+            for name in ["cache-tag", "weft-cache-tags"] {
+                assert!(!answer.headers.contains_key(name), "{place}, {fields:?}: {:?}", answer.headers);
+            }
+            answer.text().to_owned()
+        };
+        let old = seen(&[]).await;
+        assert_eq!(seen(&[]).await, old, "is kept");
+        seen(&[("if-match", "*")]).await;
+        let inbound = set.stage.beside("product").addresses().inbound;
+        let request = "GET /books/1 HTTP/1.1\r\nhost: product:8080\r\nconnection: close\r\n\r\n";
+        let plain = raw::exchange(inbound, request.to_owned()).await.to_ascii_lowercase();
+        assert!(plain.starts_with("http/1.1 200 ") && plain.contains("/books/1 "), "{plain}");
+        assert!(place == "outbound" || !plain.contains("cache-tag"), "{place}: {plain}");
+        let places = if place == "both" { 2 } else { 1 };
+        // What a caller without a sidecar asked for has a key of its own where the service is served, or the same.
+        let purged = set.purge(json!({ "tag": "books" })).await;
+        assert!((places..=places + 1).contains(&purged), "{place}: {purged}");
+        let new = seen(&[]).await;
+        assert_ne!(new, old, "{place}");
+        assert_eq!(seen(&[]).await, new, "{place}");
+    }
+}
+
+/// Which worker has a connection is the system's choice: there are so many of them that each worker has some.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_purged_is_gone_for_the_connections_of_all_workers() {
+    let set = Set::with(&["tags: { header: cache-tag }"], &calling("wide")).await;
+    let wide = set.mesh().sidecar(Beside::new("wide").workers(4)).await;
+    assert_eq!(wide.metrics().await.sum("weft_workers", &[]), 4.0);
+    let client = Client::new(wide.outbound());
+    let mut connections = join_all((0..64).map(|_| client.http1())).await;
+    let mut ask = async |path: &str| {
+        let answers = connections.iter_mut().map(|connection| {
+            let request = Request::get(format!("{URL}{path}")).header("host", "product:8080");
+            let connection = connection.as_mut().unwrap();
+            async move {
+                connection.ready().await.unwrap();
+                let answer = connection.send_request(request.body(empty()).unwrap()).await;
+                whole(answer.unwrap()).await.unwrap().text().to_owned()
+            }
+        });
+        soon("an answer over every connection", join_all(answers)).await
+    };
+    for soft in [false, true] {
+        for what in [
+            json!({ "url": format!("{URL}/books/1"), "soft": soft }),
+            json!({ "prefix": format!("{URL}/books"), "soft": soft }),
+            json!({ "tag": "books", "soft": soft }),
+        ] {
+            let old = ask("/books/1").await;
+            assert!(old.iter().all(|text| *text == old[0]), "one fetch for all: {old:?}");
+            let before = set.shelf.asked();
+            assert_eq!(set.purge(what.clone()).await, 1);
+            let new = ask("/books/1").await;
+            assert!(new.iter().all(|text| *text != old[0]), "{what}: {old:?} {new:?}");
+            assert_eq!(set.shelf.asked(), before + 1, "{what}");
+        }
+    }
+}
+
 /// The way from one sidecar to the control plane, which a test can cut.
 struct Road {
     to: SocketAddr,
@@ -381,21 +428,6 @@ impl Road {
     async fn mend(&mut self) {
         self.open = Some(Self::build(self.at, self.to).await);
     }
-}
-
-/// Ends the control plane as a crash does, and starts it again where it was.
-async fn crash_and_restart(mesh: &mut Mesh, between: impl FnOnce()) {
-    let at = mesh.control_plane();
-    mesh.kill_control_plane();
-    // Its threads may need a moment to end.
-    for address in [at.push, at.metrics, at.dashboard] {
-        eventually("its ports are free", PATIENCE, || async {
-            std::net::TcpListener::bind(address).is_ok().then_some(())
-        })
-        .await;
-    }
-    between();
-    mesh.start_control_plane().await;
 }
 
 async fn until_connected(mesh: &Mesh, workload: &str, connected: bool) {
@@ -428,7 +460,7 @@ async fn a_sidecar_that_was_away_gives_nothing_that_was_purged_meanwhile() {
     road.cut();
     until_connected(set.mesh(), "far", false).await;
     purge(set.mesh(), &json!({ "url": format!("{URL}/b") })).await;
-    crash_and_restart(&mut set.stage.mesh, || {}).await;
+    set.stage.mesh.crash_control_plane(|| {}).await;
     road.mend().await;
     until_connected(set.mesh(), "far", true).await;
     eventually("it knows", PATIENCE, || async { (get("/b").await != b).then_some(()) }).await;
@@ -440,7 +472,7 @@ async fn a_sidecar_that_was_away_gives_nothing_that_was_purged_meanwhile() {
     // One whose list of purges is lost cannot know what anybody missed.
     let kept = get("/a").await;
     let list = set.mesh().state_dir().join("purges.json");
-    crash_and_restart(&mut set.stage.mesh, || std::fs::remove_file(list).unwrap()).await;
+    set.stage.mesh.crash_control_plane(|| std::fs::remove_file(list).unwrap()).await;
     until_connected(set.mesh(), "far", true).await;
     eventually("everything is gone", PATIENCE, || async { (get("/a").await != kept).then_some(()) }).await;
 }

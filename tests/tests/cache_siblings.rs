@@ -6,12 +6,17 @@ use futures_util::{
     stream::{self, StreamExt},
 };
 use http::{HeaderValue, Method, Request};
-use std::time::Duration;
+use serde_json::json;
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::io::AsyncWriteExt;
 use weft_config::snapshot::hash64;
 use weft_tests::{
     Backend, Beside, Client, Mesh, PATIENCE, Process, Scripted, empty, eventually,
     mesh::{NAMESPACE, calling, serving},
+    operator::purge_everywhere,
     pki::{Forger, Years, tls},
     raw,
     scripted::{self, Asked, Reply},
@@ -39,7 +44,7 @@ struct Fronts {
     fronts: Vec<Process>,
     clients: Vec<Client>,
     origin: Scripted,
-    _product: Process,
+    _products: Vec<Process>,
     _front: Backend,
 }
 
@@ -54,21 +59,33 @@ async fn kept(asked: Asked) -> Reply {
 
 impl Fronts {
     async fn start(count: usize, policy: &str, origin: Scripted) -> Self {
-        let replicas = format!("  replicas: {count}\n");
-        let documents =
-            serving("front", 8080, "http") + &replicas + &serving("product", 8080, "http") + policy;
+        Self::before(1, count, policy, origin).await
+    }
+
+    /// With so many instances of `product`, all of which are one application.
+    async fn before(products: usize, count: usize, policy: &str, origin: Scripted) -> Self {
+        let replicas = |count: usize| format!("  replicas: {count}\n");
+        let documents = serving("front", 8080, "http")
+            + &replicas(count)
+            + &serving("product", 8080, "http")
+            + &replicas(products)
+            + policy;
         let mesh = Mesh::start(&documents).await;
         let front = Backend::text("front").await;
-        let product = mesh.sidecar(Beside::new("product").app(8080, origin.address())).await;
+        let beside = (0..products).map(|n| {
+            let beside = Beside::new(&format!("product-{n}")).account("product");
+            mesh.sidecar(beside.app(8080, origin.address()))
+        });
+        let instances: Vec<Process> = join_all(beside).await;
         let beside = (0..count).map(|n| {
             let beside = Beside::new(&format!("front-{n}")).account("front");
             mesh.sidecar(beside.app(8080, front.address()))
         });
         let fronts: Vec<Process> = join_all(beside).await;
         mesh.endpoints("front", count).await;
-        mesh.endpoints("product", 1).await;
+        mesh.endpoints("product", products).await;
         let clients: Vec<Client> = fronts.iter().map(|front| Client::new(front.outbound())).collect();
-        let this = Self { mesh, fronts, clients, origin, _product: product, _front: front };
+        let this = Self { mesh, fronts, clients, origin, _products: instances, _front: front };
         // Each of them has heard of all others once it has asked one.
         join_all((0..count).map(|n| this.until_it_asks(n))).await;
         this
@@ -467,6 +484,69 @@ async fn a_change_is_seen_by_who_made_it_whatever_siblings_keep() {
     assert_ne!(after.text(), before.text(), "the owner's was from before the change");
     let again = fronts.get(0, &path).await;
     assert_eq!(again.text(), after.text(), "what is new is kept");
+}
+
+/// The way of an answer that is the hardest to purge: kept by callers' sidecars that ask each other, and by those of
+/// the service, which ask each other too. Everybody goes on asking all the time, so whoever was purged first would have
+/// it again from those who were not yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_purged_does_not_come_back_from_a_sibling() {
+    const KEYS: usize = 4;
+    let origin = Scripted::start(|asked: Asked| async move {
+        let label = asked.path.split('/').nth(1).unwrap_or_default().parse()?;
+        let mut response = kept(asked).await?;
+        response.headers_mut().insert("cache-tag", label);
+        Ok(response)
+    })
+    .await;
+    let fields = ["where: both", "tiers: { siblings: { timeout: 2s } }", "tags: { header: cache-tag }"];
+    let fronts = Fronts::before(2, 3, &policy(&fields), origin).await;
+    let all = async |paths: &[String]| {
+        let calls = (0..3).flat_map(|n| paths.iter().map(move |path| (n, path)));
+        let fronts = &fronts;
+        let answers = calls.map(|(n, path)| async move {
+            let answer = fronts.get(n, path).await;
+            let turn: u64 = answer.text().rsplit(' ').next().unwrap().parse().unwrap();
+            (path.clone(), turn, format!("{:?}", answer.headers.get_all("cache-status")))
+        });
+        join_all(answers).await
+    };
+    for (soft, by) in [false, true].into_iter().flat_map(|soft| ["url", "prefix", "tag"].map(|by| (soft, by)))
+    {
+        let group = format!("{by}-{soft}");
+        let paths: Vec<String> = (0..KEYS).map(|key| format!("/{group}/{key}")).collect();
+        all(&paths).await;
+        let over = AtomicBool::new(false);
+        let asking = async {
+            while !over.load(Relaxed) {
+                all(&paths).await;
+            }
+        };
+        let purging = async {
+            let url = |path: &str| format!("http://product:8080{path}");
+            // Each with what it is for.
+            let purges: Vec<_> = match by {
+                "url" => paths
+                    .iter()
+                    .map(|path| (json!({ by: url(path), "soft": soft }), vec![path.clone()]))
+                    .collect(),
+                "prefix" => vec![(json!({ by: url(&format!("/{group}/")), "soft": soft }), paths.clone())],
+                _ => vec![(json!({ by: group, "soft": soft }), paths.clone())],
+            };
+            for (what, paths) in purges {
+                let before = fronts.origin.begun();
+                let answers = purge_everywhere(&fronts.mesh, &what).await;
+                assert!(answers > 0, "{what}");
+                for _ in 0..3 {
+                    for (path, turn, status) in all(&paths).await {
+                        assert!(turn >= before, "{what}: {path} of fetch {turn}, not {before}: {status}");
+                    }
+                }
+            }
+            over.store(true, Relaxed);
+        };
+        tokio::join!(asking, purging);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! Further places to look before the origin is asked: a real Redis server between sidecars, and a disk across restarts.
 
 use http::{Request, Response};
+use serde_json::json;
 use std::{
     net::TcpStream,
     process::{Child, Command, Stdio},
@@ -11,9 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
+use weft_control_plane::status::Status;
 use weft_tests::{
-    Answer, Backend, Beside, Client, PATIENCE, Process, empty, eventually, free_port, full,
+    Answer, Backend, Beside, Client, Mesh, PATIENCE, Process, empty, eventually, free_port, full,
     mesh::{NAMESPACE, calling, until_free},
+    operator::purge_everywhere,
     processes::say,
     stage::{Instance, Stage},
 };
@@ -92,7 +95,7 @@ impl Drop for Redis {
 }
 
 fn policy(tiers: &str) -> String {
-    let callers = calling("second");
+    let callers = calling("second") + &calling("third");
     format!(
         "{callers}---
 apiVersion: weft.mesh/v1alpha1
@@ -100,12 +103,14 @@ kind: CachePolicy
 metadata: {{ name: pages, namespace: {NAMESPACE} }}
 spec:
   targetRefs: [{{ kind: Service, name: product }}]
+  tags: {{ header: cache-tag }}
   tiers: {{ {tiers} }}
 "
     )
 }
 
-/// An application whose answers may be kept for a minute, and how many it gave.
+/// An application whose answers may be kept for ten minutes with the first part of their path as a label, and how many
+/// it gave.
 async fn counting() -> (Backend, Arc<AtomicU64>) {
     let turns = Arc::new(AtomicU64::new(0));
     let counted = turns.clone();
@@ -118,7 +123,13 @@ async fn counting() -> (Backend, Arc<AtomicU64>) {
             let text = format!("{} {} {turn}", request.uri(), language.unwrap_or("-"));
             let response = if varies { response.header("vary", "accept-language") } else { response };
             let response = match request.method() == "GET" {
-                true => response.header("cache-control", "max-age=60").body(full(text)),
+                true => {
+                    let label = request.uri().path().split('/').nth(1).unwrap_or_default();
+                    response
+                        .header("cache-control", "max-age=600")
+                        .header("cache-tag", label)
+                        .body(full(text))
+                }
                 false => response.body(empty()),
             };
             Ok(response?)
@@ -294,4 +305,147 @@ async fn what_is_on_disk_is_a_hit_after_a_restart_without_the_origin() {
     let answer = client.get(&format!("{URL}{changed_one}")).await;
     assert!(answer.status.is_server_error(), "what was changed is gone: {}", answer.text());
     assert!(client.get(&format!("{URL}/never")).await.status.is_server_error());
+}
+
+/// Purges of every kind, each with its label; [`Pages`] are what they are for.
+const PURGES: [(&str, bool); 6] =
+    [("url", false), ("prefix", false), ("tag", false), ("url", true), ("prefix", true), ("tag", true)];
+
+/// Two pages for each purge, and one that stays.
+struct Pages;
+
+impl Pages {
+    const STAYS: &str = "/stays/0";
+
+    fn group(by: &str, soft: bool) -> String {
+        format!("{by}-{soft}")
+    }
+
+    fn of((by, soft): (&str, bool), n: usize) -> String {
+        format!("/{}/{n}", Self::group(by, soft))
+    }
+
+    /// Asks for all of them until they are in a tier.
+    async fn put(process: &Process, client: &Client, tier: &str) {
+        until_kept(process, client, tier, "page").await;
+        let before = kept(process, tier).await;
+        let all = PURGES.into_iter().flat_map(|purge| [0, 1].map(|n| Self::of(purge, n)));
+        for path in all.chain([Self::STAYS.to_owned()]) {
+            client.get(&format!("{URL}{path}")).await;
+        }
+        eventually("all pages are in the tier", PATIENCE, || async {
+            (kept(process, tier).await > before + 2 * PURGES.len() as u64).then_some(())
+        })
+        .await;
+    }
+
+    /// Purges all of them but the one that stays.
+    async fn purge(mesh: &Mesh, purges: &[(&str, bool)]) {
+        for (by, soft) in purges {
+            let group = Self::group(by, *soft);
+            let what = match *by {
+                "url" => [0, 1].map(|n| format!("{URL}{}", Self::of((by, *soft), n))).to_vec(),
+                "prefix" => vec![format!("{URL}/{group}/")],
+                _ => vec![group],
+            };
+            for what in what {
+                purge_everywhere(mesh, &json!({ *by: what, "soft": soft })).await;
+            }
+        }
+    }
+
+    /// Whoever asks gets what was fetched after so many others.
+    async fn are_newer(client: &Client, before: u64, who: &str) {
+        for purge in PURGES {
+            for n in [0, 1] {
+                let path = Self::of(purge, n);
+                let answer = client.get(&format!("{URL}{path}")).await;
+                let turn = answer.text().rsplit(' ').next().and_then(|turn| turn.parse::<u64>().ok());
+                let turn =
+                    turn.unwrap_or_else(|| panic!("{who}, {path}: {} {}", answer.status, answer.text()));
+                assert!(turn >= before, "{who}, {path}: fetch {turn}, not {before}: {}", said(&answer));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_purged_is_found_in_redis_by_nobody() {
+    let Some(redis) = Redis::start() else { return };
+    let (app, turns) = counting().await;
+    let stage = Stage::set(&policy(&redis.tier("500ms")), [Instance::new("product", app)]).await;
+    let (second, client) = stage.another("second").await;
+    Pages::put(&stage.caller, &stage.client, REDIS).await;
+    is_there(&second, REDIS).await;
+    for purge in PURGES {
+        is_hit_of(&client.get(&format!("{URL}{}", Pages::of(purge, 0))).await, "redis");
+    }
+    let before = turns.load(Relaxed);
+    Pages::purge(&stage.mesh, &PURGES).await;
+    // One that has nothing in memory: what it gives comes from Redis or from the origin.
+    let (third, newcomer) = stage.another("third").await;
+    is_there(&third, REDIS).await;
+    Pages::are_newer(&newcomer, before, "the third").await;
+    is_hit_of(&newcomer.get(&format!("{URL}{}", Pages::STAYS)).await, "redis");
+    Pages::are_newer(&client, before, "the second").await;
+    Pages::are_newer(&stage.client, before, "the first").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_purged_is_not_on_disk_any_more_not_even_after_a_restart() {
+    let (app, turns) = counting().await;
+    let stage = Stage::set(&policy("disk: { maxBytes: 16MiB }"), [Instance::new("product", app)]).await;
+    let (second, client) = stage.another("second").await;
+    Pages::put(&second, &client, DISK).await;
+    let before = turns.load(Relaxed);
+    Pages::purge(&stage.mesh, &PURGES).await;
+    // One of each pair is fetched anew, the other is not asked for until memory is empty.
+    for purge in PURGES {
+        client.get(&format!("{URL}{}", Pages::of(purge, 0))).await;
+    }
+    assert_eq!(turns.load(Relaxed), before + PURGES.len() as u64);
+    let (at, state) = (second.addresses(), second.state_dir());
+    second.drain().await;
+    until_free(at).await;
+    let second = stage.mesh.sidecar(Beside::new("second").again(at, state)).await;
+    is_there(&second, DISK).await;
+    let client = Client::new(second.outbound());
+    is_hit_of(&client.get(&format!("{URL}{}", Pages::STAYS)).await, "disk");
+    Pages::are_newer(&client, before, "after the restart").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_purged_while_a_sidecar_is_down_is_not_on_its_disk_when_it_is_back() {
+    for in_order in [true, false] {
+        let (app, turns) = counting().await;
+        let mut stage =
+            Stage::set(&policy("disk: { maxBytes: 16MiB }"), [Instance::new("product", app)]).await;
+        let (second, client) = stage.another("second").await;
+        Pages::put(&second, &client, DISK).await;
+        let (at, state) = (second.addresses(), second.state_dir());
+        if in_order {
+            second.drain().await;
+        } else {
+            drop(second);
+        }
+        until_free(at).await;
+        let gone = |status: &Status| status.sidecars.iter().all(|sidecar| sidecar.workload != "second");
+        stage.mesh.until("it is gone", gone).await;
+        let before = turns.load(Relaxed);
+        // Some of it before the control plane crashes too, the rest afterwards.
+        let (some, rest) = PURGES.split_at(PURGES.len() / 2);
+        Pages::purge(&stage.mesh, some).await;
+        stage.mesh.crash_control_plane(|| {}).await;
+        let back = |status: &Status| status.sidecars.len() == 2;
+        stage.mesh.until("the others are back", back).await;
+        Pages::purge(&stage.mesh, rest).await;
+        let second = stage.mesh.sidecar(Beside::new("second").again(at, state)).await;
+        // From its first request on.
+        let client = Client::new(second.outbound());
+        Pages::are_newer(&client, before, if in_order { "after a restart" } else { "after a crash" }).await;
+        if in_order {
+            is_there(&second, DISK).await;
+            is_hit_of(&client.get(&format!("{URL}{}", Pages::STAYS)).await, "disk");
+        }
+    }
 }

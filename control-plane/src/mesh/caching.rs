@@ -131,6 +131,11 @@ impl Mesh {
         }
     }
 
+    /// List and number of the last purge.
+    pub(crate) fn last_purge(&self) -> (String, u64) {
+        lock(&self.purges).last()
+    }
+
     /// What a stream is to be told of purges and surveys.
     pub(crate) fn next_order(&self, id: StreamId) -> Option<Message> {
         let message = lock(&self.purges).next(id)?;

@@ -106,6 +106,11 @@ impl Log {
         self.kept.iter().find(|kept| kept.number == number).map(|kept| kept.to_wire(&self.name))
     }
 
+    /// The list and the number of the last purge in it.
+    pub(crate) fn last(&self) -> (String, u64) {
+        (self.name.clone(), self.last)
+    }
+
     /// A purge of everything, which stands for all that there were.
     pub(crate) fn everything(&self) -> wire::Purge {
         self.marker(What::All(true))

@@ -74,10 +74,13 @@ impl Stream {
     }
 
     async fn serve(&mut self, wake: &tokio::sync::Notify) -> Result<(), Status> {
+        let (purge_log, purge_number) = self.mesh.last_purge();
         let welcome = wire::Welcome {
             control_plane: concat!("weft-control-plane ", env!("CARGO_PKG_VERSION")).to_owned(),
             trust_domain: self.mesh.issuer.trust_domain().to_string(),
             lease_interval_ms: self.mesh.lease_interval().as_millis().try_into().unwrap_or(u32::MAX),
+            purge_log,
+            purge_number,
         };
         let mut replies = VecDeque::from([to_sidecar::Message::Welcome(welcome)]);
         let mut allowance = Allowance { certificates: CERTIFICATE_BURST, since: Instant::now() };

@@ -103,6 +103,7 @@ impl Cache {
         let request = asking.request;
         let given = origin.fetch(&mut sent, body).await;
         let mut response = given.inspect_err(|_| self.count(request, Answered::Bypass(why)))?;
+        self.untag_for(request, response.headers_mut());
         Report::bypassed(why).add_to(response.headers_mut(), self.name(request));
         Ok((response, Answered::Bypass(why)))
     }

@@ -21,10 +21,11 @@ use crate::{
     body::Body,
     error::{Error, Kind as ErrorKind},
     http1::HeaderCase,
+    message::WEFT_CACHE_TAGS,
     notable::Notable,
 };
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode, header, request::Parts, response::Parts as Head};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts, response::Parts as Head};
 use smallvec::SmallVec;
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -203,7 +204,7 @@ impl Cache {
                 let named = storing::tags(response.headers(), &self.rules);
                 let tags = if named.is_empty() { stored.tags().collect() } else { named };
                 let selector = vary::selector(&keep.vary, &request.headers);
-                self.untag(&mut new);
+                self.untag(&mut new, self.onward(&tags));
                 let draft = Draft {
                     key: lookup.key(),
                     selector: &selector,
@@ -318,18 +319,35 @@ impl Cache {
         (Response::from_parts(head, body), how)
     }
 
-    /// Takes labels away that are not for whoever made a request: siblings keep answers by them.
-    fn untag_for(&self, request: &Parts, headers: &mut HeaderMap) {
+    /// Takes labels away that are not for whoever made a request: siblings keep answers by them, as the origin gave them.
+    pub(super) fn untag_for(&self, request: &Parts, headers: &mut HeaderMap) {
         if !OfSibling::is(request) {
-            self.untag(headers);
+            let onward = self.onward(&storing::tags(headers, &self.rules));
+            self.untag(headers, onward);
+        } else if let Some(tags) = &self.rules.tags
+            && headers.contains_key(WEFT_CACHE_TAGS)
+        {
+            let labels = joined(&storing::tags(headers, &self.rules));
+            labels.map(|labels| headers.insert(tags.header.clone(), labels));
         }
     }
 
-    /// Takes labels away that are not for callers.
-    fn untag(&self, headers: &mut HeaderMap) {
+    /// Takes labels away that are not for callers. Their sidecars keep answers by labels as well: to those they go
+    /// `onward` from the service's under a name that is theirs.
+    fn untag(&self, headers: &mut HeaderMap, onward: Option<HeaderValue>) {
         if let Some(tags) = self.rules.tags.as_ref().filter(|tags| tags.strip) {
             headers.remove(&tags.header);
         }
+        match onward {
+            Some(labels) => _ = headers.insert(WEFT_CACHE_TAGS, labels),
+            None => _ = headers.remove(WEFT_CACHE_TAGS),
+        }
+    }
+
+    /// Labels as they go on from here to callers' sidecars.
+    fn onward(&self, labels: &[&[u8]]) -> Option<HeaderValue> {
+        let goes_on = self.is_inbound() && self.hides_labels();
+        goes_on.then(|| joined(labels)).flatten()
     }
 
     /// Stores an answer while it comes in. Gives the body for this request.
@@ -346,8 +364,8 @@ impl Cache {
         report: &mut Report,
     ) -> Body {
         let mut fields = keep.fields(&head.headers, &self.rules);
-        self.untag(&mut fields);
         let tags = storing::tags(&head.headers, &self.rules);
+        self.untag(&mut fields, self.onward(&tags));
         let selector = vary::selector(&keep.vary, &request.headers);
         let draft = Draft {
             key: lookup.key(),
@@ -468,10 +486,11 @@ impl Cache {
             AfterHead::Outdate => entry.outdate(),
             AfterHead::Update => {
                 let asked = Asked { kind: Kind::Get, ..self.asked(lookup, request) };
-                let (new, keep) =
+                let (mut new, keep) =
                     storing::refreshed(&asked, entry.status(), &fields, &head.headers, &self.rules, arrival);
                 let Ok(keep) = keep else { return };
                 let tags: SmallVec<[&[u8]; 8]> = entry.tags().collect();
+                self.untag(&mut new, self.onward(&tags));
                 let draft = Draft {
                     key: lookup.key(),
                     selector: entry.selector(),
@@ -495,6 +514,12 @@ impl Cache {
             }
         }
     }
+}
+
+/// Labels as one field has them; `None` if there are none.
+pub(super) fn joined(labels: &[&[u8]]) -> Option<HeaderValue> {
+    // They came in a field, so they fit into one.
+    HeaderValue::from_bytes(&labels.join(&b","[..])).ok().filter(|labels| !labels.is_empty())
 }
 
 /// Whether an outcome is one in place of which something stale may be given (RFC 5861 section 4).

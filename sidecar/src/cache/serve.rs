@@ -5,6 +5,7 @@ use super::{
     body::pieces,
     conditional::{self, Condition, Validators},
     entry::Entry,
+    fetch::joined,
     freshness::Terms,
     range::{self, Piece, Ranges, Wanted},
     siblings::OfSibling,
@@ -14,6 +15,7 @@ use super::{
 use crate::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 impl Cache {
@@ -91,11 +93,8 @@ impl Cache {
     /// Puts labels back that were taken away when an answer was kept.
     fn tag(&self, entry: &Entry, headers: &mut HeaderMap) {
         let Some(tags) = self.rules.tags.as_ref().filter(|tags| tags.strip) else { return };
-        let all = entry.tags().collect::<Vec<_>>().join(&b","[..]);
-        // They came in a field, so they fit into one.
-        if let Ok(all) = HeaderValue::from_bytes(&all)
-            && !all.is_empty()
-        {
+        let all: SmallVec<[&[u8]; 8]> = entry.tags().collect();
+        if let Some(all) = joined(&all) {
             headers.insert(tags.header.clone(), all);
         }
     }

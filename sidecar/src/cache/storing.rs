@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     http1::strip_hop_by_hop,
-    message::{GRPC_STATUS, WEFT_ERROR},
+    message::{GRPC_STATUS, WEFT_CACHE_TAGS, WEFT_ERROR},
     notable::Notable,
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
@@ -327,7 +327,8 @@ pub(crate) fn refreshed(
 /// The labels of a response, as its policy has them: separated by commas or blanks.
 pub(crate) fn tags<'a>(response: &'a HeaderMap, rules: &CacheRules) -> SmallVec<[&'a [u8]; 8]> {
     let Some(tags) = &rules.tags else { return SmallVec::new() };
-    let lines = response.get_all(&tags.header).iter();
+    // A sidecar of the service has taken them away from applications, not from caches.
+    let lines = response.get_all(&tags.header).iter().chain(response.get_all(WEFT_CACHE_TAGS));
     let tags = lines.flat_map(|line| line.as_bytes().split(|byte| matches!(byte, b',' | b' ' | b'\t')));
     let mut found = SmallVec::<[&[u8]; 8]>::new();
     for tag in tags.filter(|tag| !tag.is_empty() && tag.len() <= TAG_MAX) {

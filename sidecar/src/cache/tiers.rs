@@ -28,10 +28,14 @@ use std::{
     collections::BTreeMap,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use thread::Thread;
+use tokio::sync::watch;
 use weft_config::snapshot::{CacheRules, CacheTierRules};
 
 /// How long a purge by hand waits until the tiers have it. It holds for this sidecar in any case.
@@ -161,6 +165,10 @@ pub(crate) struct Tiers {
     policies: Mutex<BTreeMap<Arc<str>, Policy>>,
     /// List and number of the control plane's last purge that was carried out.
     last_purge: Mutex<(String, u64)>,
+    /// Whether there may be purges of the control plane that this sidecar has not been told of.
+    misses: watch::Sender<bool>,
+    /// Whether anything was purged since this process began: what is opened from now on was not told of it.
+    purged: AtomicBool,
     thread: Thread,
 }
 
@@ -174,7 +182,25 @@ impl Tiers {
     /// `dir` is where disk tiers are.
     pub(crate) fn new(metrics: Arc<metrics::Tiers>, dir: Option<PathBuf>) -> Self {
         let last_purge = Mutex::new(dir.as_deref().and_then(carried_out::read).unwrap_or_default());
-        Self { metrics, dir, policies: Mutex::default(), last_purge, thread: Thread::default() }
+        Self {
+            metrics,
+            dir,
+            policies: Mutex::default(),
+            last_purge,
+            misses: watch::Sender::default(),
+            purged: AtomicBool::new(false),
+            thread: Thread::default(),
+        }
+    }
+
+    /// There may be purges of the control plane that this sidecar has not been told of, or there are none.
+    pub(super) fn misses_purges(&self, misses: bool) {
+        self.misses.send_replace(misses);
+    }
+
+    /// Something is about to be purged in all places that there are.
+    pub(super) fn purging(&self) {
+        self.purged.store(true, Ordering::SeqCst);
     }
 
     /// List and number of the control plane's last purge that what is on disk knows of. Purges after it were missed.
@@ -245,7 +271,14 @@ impl Tiers {
                 };
                 let before = old.and_then(|old| old.disk.clone());
                 self.note_for(dir);
-                Some(Disk::start(&rules.id, dir, size, before, self.metrics.clone(), &runtime))
+                let fresh = before.is_none();
+                let misses = self.misses.subscribe();
+                let disk = Disk::start(&rules.id, dir, size, before, self.metrics.clone(), misses, &runtime);
+                // An earlier process may have left something there which was purged meanwhile.
+                if fresh && self.purged.load(Ordering::SeqCst) {
+                    disk.purge(Wider::All);
+                }
+                Some(disk)
             })
         });
         Some(Arc::new(Farther { redis, disk }))

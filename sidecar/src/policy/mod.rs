@@ -125,6 +125,11 @@ pub(crate) trait Hooks: Send + Sync {
     fn last_purge(&self) -> (String, u64) {
         (String::new(), 0)
     }
+    /// There may be purges that this sidecar has not been told of, or none that it knows to be missing. Called off the
+    /// control runtime, too.
+    fn misses_purges(&self, misses: bool) {
+        let _ = misses;
+    }
     /// This purge was carried out. Called off the control runtime, too.
     fn purged(&self, log: &str, number: u64) {
         let _ = (log, number);

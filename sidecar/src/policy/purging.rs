@@ -16,12 +16,22 @@ pub(super) struct Purging {
     running: Option<JoinHandle<wire::Purged>>,
     /// List and number of the last one that was carried out.
     last: (String, u64),
+    /// Those of the control plane's last one, until it is carried out.
+    missing: Option<(String, u64)>,
 }
 
 impl Purging {
     /// Of a sidecar that knows of purges up to this one.
     pub(super) fn after(last: (String, u64)) -> Self {
         Self { last, ..Self::default() }
+    }
+
+    /// The control plane says which purge was its last.
+    pub(super) fn newest(&mut self, newest: (String, u64), hooks: &Arc<dyn Hooks>) {
+        // One that does not say so, or where nothing was purged ever.
+        let unknown = newest.0.is_empty() || (newest.1 == 0 && self.last.0.is_empty());
+        self.missing = (!unknown && !reaches(&self.last, &newest)).then_some(newest);
+        hooks.misses_purges(self.missing.is_some());
     }
 
     /// A purge has come.
@@ -62,6 +72,10 @@ impl Purging {
                     if *log != purged.log || *number < purged.number {
                         (*log, *number) = (purged.log.clone(), purged.number);
                     }
+                    if self.missing.as_ref().is_some_and(|missing| reaches(&self.last, missing)) {
+                        self.missing = None;
+                        hooks.misses_purges(false);
+                    }
                     return purged;
                 }
                 // It stays without an answer, and comes again with the next connection.
@@ -74,6 +88,11 @@ impl Purging {
     pub(super) fn last(&self) -> (String, u64) {
         self.last.clone()
     }
+}
+
+/// Whether whoever carried out all purges up to `last` has carried out this one.
+fn reaches(last: &(String, u64), purge: &(String, u64)) -> bool {
+    last.0 == purge.0 && last.1 >= purge.1
 }
 
 fn carry_out(purge: wire::Purge, hooks: &dyn Hooks) -> wire::Purged {
@@ -99,7 +118,7 @@ mod tests {
 
     /// Notes what it was asked to purge; knows no tags.
     #[derive(Default)]
-    struct Cache(Mutex<Vec<String>>);
+    struct Cache(Mutex<Vec<String>>, Mutex<Vec<bool>>);
 
     impl Hooks for Cache {
         fn connected(&self, _: bool) {}
@@ -107,6 +126,9 @@ mod tests {
         fn updated(&self, _: &str) {}
         fn identity(&self, _: SystemTime) {}
         fn renewal(&self, _: bool) {}
+        fn misses_purges(&self, misses: bool) {
+            self.1.lock().unwrap_or_else(PoisonError::into_inner).push(misses);
+        }
         fn purge(&self, purge: &wire::Purge) -> Result<u64, String> {
             let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match &purge.what {
@@ -161,6 +183,36 @@ mod tests {
         purging.take(wire::Purge { log: "b".into(), ..purge(1, What::All(true)) }, &hooks);
         purging.next(&hooks).await;
         assert_eq!(purging.last(), ("b".to_owned(), 1));
+    }
+
+    #[tokio::test]
+    async fn it_is_known_from_when_on_nothing_is_missing() {
+        // What was carried out before, what the control plane says, what it sends then, and what is told.
+        let newest = |log: &str, number| (log.to_owned(), number);
+        for (last, newest, sent, told) in [
+            (("a", 3), newest("a", 5), vec![("a", 4), ("a", 5)], vec![true, false]),
+            (("a", 3), newest("a", 3), vec![("a", 3)], vec![false]),
+            (("", 0), newest("a", 2), vec![("a", 1), ("a", 2)], vec![true, false]),
+            (("", 0), newest("a", 0), vec![("a", 0)], vec![false]),
+            // Another list: everything goes.
+            (("b", 7), newest("a", 0), vec![("a", 0)], vec![true, false]),
+            // A control plane that does not say.
+            (("a", 3), newest("", 0), vec![("a", 4)], vec![false]),
+            // More than was there then.
+            (("a", 3), newest("a", 5), vec![("a", 4), ("a", 9), ("a", 10)], vec![true, false]),
+            (("a", 3), newest("a", 5), vec![("a", 4)], vec![true]),
+        ] {
+            let cache = Arc::new(Cache::default());
+            let hooks: Arc<dyn Hooks> = cache.clone();
+            let mut purging = Purging::after((last.0.to_owned(), last.1));
+            purging.newest(newest.clone(), &hooks);
+            for (log, number) in &sent {
+                let purge = wire::Purge { log: (*log).to_owned(), ..purge(*number, What::Nothing(true)) };
+                purging.take(purge, &hooks);
+                purging.next(&hooks).await;
+            }
+            assert_eq!(*cache.1.lock().expect("not poisoned"), told, "{last:?} {newest:?} {sent:?}");
+        }
     }
 
     #[tokio::test]

@@ -138,6 +138,8 @@ impl Subscription {
             }
         });
         let purging = Purging::after(out.hooks.last_purge());
+        // Until the control plane has said what there was while nothing ran here.
+        out.hooks.misses_purges(true);
         let mut this = Self {
             to,
             own,
@@ -333,6 +335,7 @@ impl Subscription {
         self.distrusted = false;
         self.complained_at = None;
         self.out.shared.core().state.welcomed();
+        self.purging.newest((welcome.purge_log.clone(), welcome.purge_number), &self.out.hooks);
         if *welcome.trust_domain != **self.out.tls.trust_domain() {
             tracing::error!(
                 "the control plane's trust domain is `{}` and this sidecar's is `{}`; start it with --trust-domain {}",

@@ -113,6 +113,7 @@ impl Stores {
         manner: Manner,
         now: u32,
     ) -> Announced {
+        self.tiers.purging();
         let all = self.all().into_iter();
         let meant = all.filter_map(|(policy, store)| {
             let mark = store.purge(what(&policy)?, manner, now);
@@ -124,6 +125,11 @@ impl Stores {
     /// List and number of the control plane's last purge that what is on disk knows of.
     pub(crate) fn last_purge(&self) -> (String, u64) {
         self.tiers.last_purge()
+    }
+
+    /// There may be purges of the control plane that this sidecar has not been told of, or there are none.
+    pub(crate) fn misses_purges(&self, misses: bool) {
+        self.tiers.misses_purges(misses);
     }
 
     /// A purge of the control plane was carried out.

@@ -36,7 +36,7 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     time::timeout,
 };
 
@@ -51,6 +51,9 @@ const WAITING_BYTES: usize = 8 << 20;
 const UNDER_WAY_MAX: u32 = 1800;
 /// Purges that wait for the files to be opened; beyond that everything is purged.
 const EARLY_MAX: usize = 1024;
+/// For how long what an earlier process left is not given because the control plane has not said yet what was purged
+/// meanwhile.
+const HELD_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether what was given was written, and how often a failure is logged.
 const CHECKING: Duration = Duration::from_secs(10);
 const COMPLAINING: Duration = Duration::from_secs(60);
@@ -75,6 +78,8 @@ pub(super) struct Disk {
     /// True if nothing of it is to be found again.
     unwanted: AtomicBool,
     away: AtomicBool,
+    /// True while something may have been purged of which nobody has told this sidecar.
+    held: AtomicBool,
     looking: AtomicUsize,
     waiting: Mutex<Option<mpsc::Sender<Arc<Entry>>>>,
     waiting_bytes: AtomicUsize,
@@ -91,6 +96,16 @@ struct Purges {
     /// How many were made, and how many are in the file.
     made: u64,
     written: u64,
+}
+
+/// What there is to do.
+enum Next {
+    /// Something is to be written, or nothing ever again.
+    Given(Option<Arc<Entry>>),
+    /// The journal has news.
+    Purged,
+    /// What was purged is known, or nobody says so.
+    Told,
 }
 
 enum Early {
@@ -116,6 +131,7 @@ impl Disk {
         size: Size,
         before: Option<Arc<Self>>,
         metrics: Arc<Tiers>,
+        misses: watch::Receiver<bool>,
         runtime: &Handle,
     ) -> Arc<Self> {
         let (waiting, queue) = mpsc::channel(WAITING_MAX);
@@ -128,6 +144,7 @@ impl Disk {
             over: AtomicBool::new(false),
             unwanted: AtomicBool::new(false),
             away: AtomicBool::new(false),
+            held: AtomicBool::new(*misses.borrow()),
             looking: AtomicUsize::new(0),
             waiting: Mutex::new(Some(waiting)),
             waiting_bytes: AtomicUsize::new(0),
@@ -137,7 +154,7 @@ impl Disk {
         disk.metrics.used(Tier::Disk, true);
         disk.set_away(true);
         let folder = Folder::new(dir, policy, size);
-        runtime.spawn(Self::attend(Arc::downgrade(&disk), disk.wake.clone(), queue, folder, before));
+        runtime.spawn(Self::attend(Arc::downgrade(&disk), disk.wake.clone(), queue, folder, before, misses));
         disk
     }
 
@@ -147,7 +164,8 @@ impl Disk {
 
     /// Looks for what a request asks for.
     pub(super) async fn look_up(&self, asked: &Asked<'_>) -> Option<Found> {
-        let files = self.files.load_full().filter(|_| !self.over.load(Ordering::Relaxed));
+        let out_of_use = || self.over.load(Ordering::Relaxed) || self.held.load(Ordering::Relaxed);
+        let files = self.files.load_full().filter(|_| !out_of_use());
         let looking = self.looking.fetch_add(1, Ordering::Relaxed);
         let _place = Looking(&self.looking);
         let files = files.filter(|_| looking < LOOKING_MAX && locked(&self.breaker).may_try(Instant::now()));
@@ -342,6 +360,7 @@ impl Disk {
         mut queue: mpsc::Receiver<Arc<Entry>>,
         folder: Folder,
         before: Option<Arc<Self>>,
+        mut misses: watch::Receiver<bool>,
     ) {
         if let Some(before) = before {
             before.close().await;
@@ -372,14 +391,17 @@ impl Disk {
             return disk.give_up(&folder, &error);
         }
         disk.files.store(Some(Arc::new(files)));
-        disk.set_away(false);
+        let mut held = disk.held.load(Ordering::Relaxed);
+        disk.set_away(held);
         drop(disk);
+        let mut told = std::pin::pin!(timeout(HELD_MAX, misses.wait_for(|misses| !*misses)));
         let (mut given, mut written, mut checked) = (0_u64, 0, Instant::now());
         loop {
             let next = timeout(CHECKING, async {
                 tokio::select! {
-                    entry = queue.recv() => Some(entry),
-                    () = wake.notified() => None,
+                    entry = queue.recv() => Next::Given(entry),
+                    () = wake.notified() => Next::Purged,
+                    _ = &mut told, if held => Next::Told,
                 }
             });
             let next = next.await;
@@ -388,14 +410,19 @@ impl Disk {
                 return disk.give_up(&folder, &error);
             }
             match next {
-                Ok(Some(Some(entry))) => {
+                Ok(Next::Given(Some(entry))) => {
                     disk.waiting_bytes.fetch_sub(entry.length(), Ordering::Relaxed);
                     let came = disk.write(&entry).await;
                     given += u64::from(came == Given::Kept);
                     disk.metrics.given(Tier::Disk, came);
                 }
-                Ok(Some(None)) => break,
-                Ok(None) | Err(_) => {}
+                Ok(Next::Given(None)) => break,
+                Ok(Next::Told) => {
+                    held = false;
+                    disk.held.store(false, Ordering::Relaxed);
+                    disk.set_away(false);
+                }
+                Ok(Next::Purged) | Err(_) => {}
             }
             if checked.elapsed() >= CHECKING {
                 checked = Instant::now();

@@ -311,6 +311,7 @@ impl ControlPlane {
                     control_plane: "test".to_owned(),
                     trust_domain: "weft.local".to_owned(),
                     lease_interval_ms: 200,
+                    ..wire::Welcome::default()
                 }),
             ),
             Heard::Subscribe(subscribe) => {
