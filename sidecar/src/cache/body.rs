@@ -2,13 +2,17 @@
 //! beginning was read.
 
 use super::fill::Seat;
-use crate::{body::Body, error::Error};
+use crate::{
+    body::Body,
+    error::{Error, Kind},
+};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::{
     collections::VecDeque,
     future::poll_fn,
+    ops::Range,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -146,6 +150,76 @@ pub(super) async fn read(mut body: Body, most: usize, time: Duration) -> Result<
     }
     let one = if read.len() == 1 { read.pop() } else { None };
     Ok(Read::Whole(one.unwrap_or_else(|| read.concat().into())))
+}
+
+/// Frames of a body that are passed over before others get a turn.
+const BURST: usize = 32;
+
+/// A stretch of a body that may still be coming in.
+struct Stretch {
+    /// All of it, until there is nothing left to be had of it.
+    body: Option<Body>,
+    skip: u64,
+    left: u64,
+}
+
+/// What lies in `range` of a body, as it comes. The body is let go as soon as that is here.
+pub(super) fn stretch(body: Body, range: &Range<u64>) -> Body {
+    let left = range.end.saturating_sub(range.start);
+    if let Body::Full(bytes) = &body
+        && range.end <= bytes.len() as u64
+    {
+        return Body::full(bytes.slice(range.start as usize..range.end as usize));
+    }
+    Body::Boxed(Box::pin(Stretch { body: (left > 0).then_some(body), skip: range.start, left }))
+}
+
+impl HttpBody for Stretch {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        for _ in 0..BURST {
+            let Some(body) = &mut this.body else { return Poll::Ready(None) };
+            let frame = match std::task::ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => {
+                    this.body = None;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => {
+                    this.body = None;
+                    let short = "the response ended before the part of it that was asked for";
+                    return Poll::Ready(Some(Err(Error::after_send(Kind::Reset, short))));
+                }
+            };
+            // What follows the whole says nothing of a part.
+            let Ok(mut data) = frame.into_data() else { continue };
+            let before = this.skip.min(data.len() as u64);
+            this.skip -= before;
+            let mut data = data.split_off(before as usize);
+            data.truncate(usize::try_from(this.left).unwrap_or(usize::MAX));
+            if data.is_empty() {
+                continue;
+            }
+            this.left -= data.len() as u64;
+            if this.left == 0 {
+                this.body = None;
+            }
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
 }
 
 /// A body that broke off before anything of it could be given.

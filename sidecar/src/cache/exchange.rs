@@ -5,11 +5,13 @@
 use super::{
     Answered, Apart, Cache, Looked, Plan, Step,
     body::{self, Read},
+    conditional::Validators,
     entry::{Entry, Key},
     fill::{Alone, Filler, Turn, Waited},
     freshness::{Freshness, Terms},
     key::{self, BodyDigest, Class},
     lookup::{self, Lookup},
+    range::{self, Wanted},
     seconds_now,
     siblings::ToSibling,
     status::Report,
@@ -29,6 +31,9 @@ const DIGESTED: usize = 256 * 1024;
 const DIGEST_TIME: Duration = Duration::from_secs(5);
 /// How often a request looks again because something newer was stored meanwhile.
 const ROUNDS: usize = 3;
+
+/// How far ahead of what is here of a body a part of it may begin that is waited for.
+const SOON: u64 = 256 * 1024;
 
 /// Where answers come from.
 pub(crate) trait Origin {
@@ -148,7 +153,17 @@ impl Cache {
         origin: &mut impl Origin,
     ) -> Given {
         let request = asking.request;
-        let Some(most) = self.patience(&lookup, asking) else {
+        let patience = self.patience(&lookup, asking);
+        let part = lookup.notable.has(Notable::RANGE)
+            && request.headers.contains_key(header::RANGE)
+            && !lookup.has_whole();
+        if part
+            && let Some(most) = patience
+            && let Some(given) = self.part_of_coming(&lookup, request, most).await
+        {
+            return Ok(given);
+        }
+        let Some(most) = patience.filter(|_| !part) else {
             let mut filler = (lookup.kind != Kind::Head).then(|| {
                 let common = common(&lookup, request);
                 self.store.fetch_alone(lookup.key(), Key::new(&common))
@@ -219,6 +234,44 @@ impl Cache {
         self.ask_origin(&lookup, Some(filler), None, request, body, origin).await
     }
 
+    /// The part that a request asks for of a whole for which the origin is being asked: from what is here of it, or will
+    /// be soon. What is far off the origin gives faster than it comes.
+    async fn part_of_coming(
+        &self,
+        lookup: &Lookup,
+        request: &Parts,
+        most: Duration,
+    ) -> Option<(Response<Body>, Answered)> {
+        let waiter = self.store.join(Key::new(&common(lookup, request)), seconds_now())?;
+        let report = Report { collapsed: true, ..Report::forwarded(lookup.why) };
+        let response = match waiter.wait(most).await {
+            Waited::Kept(entry) => {
+                let terms = self.usable(lookup, request, &entry)?;
+                self.serve(request, &entry, &terms, seconds_now(), report)
+            }
+            Waited::Streaming(joined) => {
+                let head = joined.head().clone();
+                let terms = self.usable(lookup, request, &head)?;
+                let (length, here) = joined.lengths();
+                let fields = head.headers();
+                let stored = Validators::of(&fields, head.times().received);
+                let near = match range::wanted(&request.method, &request.headers, &stored, length?) {
+                    Wanted::Parts(ranges) => {
+                        ranges.len() == 1 && ranges[0].start <= here.saturating_add(SOON)
+                    }
+                    Wanted::Whole | Wanted::Nothing => true,
+                };
+                if !near {
+                    return None;
+                }
+                self.serve_coming(request, &head, joined.into_body(), &terms, seconds_now(), report)
+            }
+            // Nobody who asks for a part fetches for others.
+            Waited::Fetch(_) | Waited::Alone(..) => return None,
+        };
+        Some((response, Answered::Miss(lookup.why)))
+    }
+
     /// Has the origin asked for somebody who waits for the answer: that there is none counts too.
     async fn ask_origin(
         self: &Rc<Self>,
@@ -238,10 +291,7 @@ impl Cache {
         let most = self.rules.coalesce?;
         let directives = &lookup.directives;
         let own = directives.no_store || directives.no_cache || directives.max_age == Some(0);
-        let part = lookup.notable.has(Notable::RANGE)
-            && asking.request.headers.contains_key(header::RANGE)
-            && !lookup.has_whole();
-        if own || part || lookup.kind == Kind::Head {
+        if own || lookup.kind == Kind::Head {
             return None;
         }
         let left = asking.until.map(|until| until.saturating_duration_since(Instant::now()));

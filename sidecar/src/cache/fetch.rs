@@ -12,6 +12,7 @@ use super::{
     lookup::{self, Lookup},
     range::{self, Part},
     seconds_now,
+    serve::part_coming,
     siblings::{OfSibling, ToSibling},
     status::{self, Forwarded, Report},
     storing::{self, Asked, Keep, Kind, Refusal},
@@ -314,6 +315,9 @@ impl Cache {
         self.untag_for(request, &mut head.headers);
         if lookup.notable.has(Notable::CONDITION) && has_not_changed(request, &mut head, arrival) {
             body = Body::Empty;
+        } else if report.stored && lookup.notable.has(Notable::RANGE) {
+            // All of it was fetched, for whoever else wants it.
+            body = part_coming(request, &mut head.status, &mut head.headers, body, arrival.received);
         }
         report.add_to(&mut head.headers, self.name(request));
         (Response::from_parts(head, body), how)
@@ -355,7 +359,7 @@ impl Cache {
     async fn fill(
         &self,
         lookup: &Lookup,
-        filler: Filler,
+        mut filler: Filler,
         request: &Parts,
         head: &Head,
         body: Body,
@@ -386,11 +390,13 @@ impl Cache {
             return body;
         };
         report.stored = true;
-        let (entry, body) = filler.start(entry, body).await;
-        if keep.for_get {
-            self.keep_for_get(&entry, draft);
+        // An answer to a POST may be that to a GET of the same URI too (RFC 9110 section 9.3.3).
+        if keep.for_get
+            && let Some(text) = key::of_get(draft.key.text())
+        {
+            filler.also(filler.head(&Draft { key: Key::new(&text), ..draft }));
         }
-        body
+        filler.start(entry, body).await.1
     }
 
     /// Stores a part, with what is kept of the same whole if the two touch (RFC 9111 section 3.4).
@@ -451,25 +457,6 @@ impl Cache {
         self.shard.cache_refused(&self.series, why);
         *report = report.refused(why);
         filler.personal();
-    }
-
-    /// Keeps an answer to a POST as that to a GET of the same URI too (RFC 9110 section 9.3.3), if all of it is here.
-    fn keep_for_get(&self, entry: &Arc<Entry>, draft: Draft<'_>) {
-        if entry.length() == 0 {
-            return;
-        }
-        let Some(text) = key::of_get(draft.key.text()) else { return };
-        let draft = Draft { key: Key::new(&text), ..draft };
-        // In this order: a purge since it was asked for is seen in the one or judges the other.
-        let checked = entry.checked();
-        if entry.is_purged() || entry.is_outdated() {
-            return;
-        }
-        let head = Entry::head(&draft, checked);
-        if let Some(whole) = head.and_then(|head| head.with_body(entry.length(), [&entry.bytes()], None)) {
-            // Without room for it that GET will be a miss.
-            let _ = self.store.put(whole, seconds_now());
-        }
     }
 
     /// What the answer to a HEAD says of the kept answer to GET (RFC 9111 section 4.3.5).

@@ -294,6 +294,18 @@ impl Store {
         }
     }
 
+    /// A place among those who wait for what has this in common, if somebody has the origin asked for it. Begins nothing.
+    pub(crate) fn join(&self, common: Key<'_>, now: u32) -> Option<Waiter> {
+        if self.is_alone(common.hash(), now) {
+            return None;
+        }
+        let part = self.fills.part(common.hash());
+        let fill = part.get(&common.hash()).filter(|fill| *fill.common.text == *common.text())?;
+        let Join::Joined(waiter) = fill.join() else { return None };
+        self.fills.coalesced.fetch_add(1, Ordering::Relaxed);
+        Some(waiter)
+    }
+
     /// A fetch that nobody waits for.
     pub(crate) fn fetch_alone(self: &Arc<Self>, key: Key<'_>, common: Key<'_>) -> Filler {
         Filler::new(Fill::of(self, key, common))
@@ -309,13 +321,20 @@ impl Store {
 pub(crate) struct Filler {
     fill: Arc<Fill>,
     epoch: u64,
+    /// The head of what the response is under another key too.
+    also: Option<Entry>,
     settled: bool,
 }
 
 impl Filler {
     fn new(fill: Arc<Fill>) -> Self {
         let epoch = fill.lock().epoch;
-        Self { fill, epoch, settled: false }
+        Self { fill, epoch, also: None, settled: false }
+    }
+
+    /// The response is to be stored under another key as well, with this head, once all of it is here.
+    pub(crate) fn also(&mut self, head: Option<Entry>) {
+        self.also = head;
     }
 
     /// What is kept of the response's head. `None` if it is too much.
@@ -345,7 +364,7 @@ impl Filler {
             state.seats.take()
         };
         let seat = Seat { fill: fill.clone(), at };
-        let mut driver = Driver::new(fill.clone(), body);
+        let mut driver = Driver::new(fill.clone(), body, self.also.take());
         if poll_fn(|cx| Poll::Ready(driver.poll_step(cx))).await.is_pending() {
             driver.quiet = false;
             fill.wake_all();
@@ -461,7 +480,7 @@ impl Waiter {
                 let epoch = fill.store.epoch();
                 (state.phase, state.epoch) = (Phase::Asked, epoch);
                 fill.store.fills.handed_over.fetch_add(1, Ordering::Relaxed);
-                Ready::Fetch(Filler { fill: fill.clone(), epoch, settled: false })
+                Ready::Fetch(Filler { fill: fill.clone(), epoch, also: None, settled: false })
             }
             Phase::Kept(entry) => Ready::Kept(entry.clone()),
             Phase::Released(why) => Ready::Alone(*why),
@@ -492,6 +511,14 @@ impl Joined {
     /// Its head. Whoever waited has to see whether it is for its request.
     pub(crate) fn head(&self) -> &Arc<Entry> {
         &self.head
+    }
+
+    /// How long its body is, if that was said, and how much of it is here.
+    pub(crate) fn lengths(&self) -> (Option<u64>, u64) {
+        match &self.seat.fill.lock().phase {
+            Phase::Streaming(stream) => (stream.length, stream.end()),
+            _ => (None, 0),
+        }
     }
 
     /// Its body.

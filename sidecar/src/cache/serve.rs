@@ -2,7 +2,7 @@
 
 use super::{
     Cache,
-    body::pieces,
+    body::{pieces, stretch},
     conditional::{self, Condition, Validators},
     entry::Entry,
     fetch::joined,
@@ -15,6 +15,7 @@ use super::{
 use crate::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+use http_body::Body as _;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -77,12 +78,13 @@ impl Cache {
         let mut answer =
             Answer { status: head.status(), headers: head.headers(), body: Body::Empty, entry: head };
         if !answer.has_not_changed(request) {
+            let (status, headers) = (&mut answer.status, &mut answer.headers);
+            answer.body = part_coming(request, status, headers, body, head.times().received);
             if request.version == Version::HTTP_2
-                && let Some(length) = http_body::Body::size_hint(&body).exact()
+                && let Some(length) = answer.body.size_hint().exact()
             {
                 answer.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
             }
-            answer.body = body;
         }
         report.ttl = Some(terms.left(now));
         answer.finish(self, request, terms.age(now), &report)
@@ -96,6 +98,39 @@ impl Cache {
         let all: SmallVec<[&[u8]; 8]> = entry.tags().collect();
         if let Some(all) = joined(&all) {
             headers.insert(tags.header.clone(), all);
+        }
+    }
+}
+
+/// Makes a 200 whose body is here or on its way, and of a known length, the one part of it that a request asks for, or
+/// a 416. Whoever asks for several parts gets the whole (RFC 9110 section 14.2 leaves that open).
+pub(super) fn part_coming(
+    request: &Parts,
+    status: &mut StatusCode,
+    headers: &mut HeaderMap,
+    body: Body,
+    received: u32,
+) -> Body {
+    if *status != StatusCode::OK || !request.headers.contains_key(header::RANGE) {
+        return body;
+    }
+    let Some(length) = body.size_hint().exact() else { return body };
+    let stored = Validators::of(headers, received);
+    match range::wanted(&request.method, &request.headers, &stored, length) {
+        Wanted::Whole => body,
+        Wanted::Parts(ranges) => match &ranges[..] {
+            [range] => {
+                let partial = range::partial(headers, &ranges, length, 0);
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from(partial.content_length));
+                *status = StatusCode::PARTIAL_CONTENT;
+                stretch(body, range)
+            }
+            _ => body,
+        },
+        Wanted::Nothing => {
+            *status = StatusCode::RANGE_NOT_SATISFIABLE;
+            *headers = range::unsatisfiable(length);
+            Body::Empty
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The cache with an origin that follows a script: no sockets, no other worker.
 
+mod parts;
 mod siblings;
 
 use super::*;
@@ -89,8 +90,8 @@ fn fresh_cache(rules: CacheRules) -> Rc<Cache> {
 
 const APART: Apart<'static> = Apart { scope: "s", identity: None };
 
-/// One request, with the refresh that follows from it.
-async fn ask(cache: &Rc<Cache>, request: &Parts, origin: &Script) -> Result<(String, String), ErrorKind> {
+/// The answer to one request; the refresh that follows from it is under way.
+async fn respond(cache: &Rc<Cache>, request: &Parts, origin: &Script) -> Result<Response<Body>, ErrorKind> {
     let mut origin = origin.clone();
     let response = match cache.look_up(request, Notable::of(&request.headers), &Body::Empty, APART) {
         Looked::Answer(response, _) => response,
@@ -106,6 +107,12 @@ async fn ask(cache: &Rc<Cache>, request: &Parts, origin: &Script) -> Result<(Str
     };
     let mut response = response;
     unfold(&mut response);
+    Ok(response)
+}
+
+/// What `Cache-Status` says of an answer, and its text.
+async fn ask(cache: &Rc<Cache>, request: &Parts, origin: &Script) -> Result<(String, String), ErrorKind> {
+    let response = respond(cache, request, origin).await?;
     let status = response.headers().get_all("cache-status").iter().next_back().unwrap();
     let status = format!("{} {}", response.status().as_u16(), status.to_str().unwrap());
     let body = response.into_body().collect().await.map_err(|error| error.kind)?.to_bytes();

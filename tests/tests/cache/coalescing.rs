@@ -422,10 +422,23 @@ async fn who_joins_a_fetch_gets_what_it_asked_for_of_it() {
     assert_eq!((same.status.as_u16(), same.text()), (304, ""), "{:?}", same.headers);
     let head = set.send("HEAD", "/", &[]).await;
     assert_eq!((head.status.as_u16(), head.header("content-length")), (200, "10"), "{:?}", head.headers);
+    // A part of what is here as well; one of what is not here yet comes with it.
     let part = set.get("/", &[("range", "bytes=0-1")]).await;
     assert_eq!((part.status.as_u16(), part.text()), (206, "fi"), "{:?}", part.headers);
+    assert_eq!(part.header("content-range"), "bytes 0-1/10");
+    let later = client(&set);
+    let later = tokio::spawn(async move {
+        later.get_with(&format!("{URL}/"), &[("range", "bytes=4-7"), ("if-range", "\"a\"")]).await
+    });
+    eventually("it waits", PATIENCE, || async {
+        (set.counted("weft_cache_coalesced_total", &[]).await >= 5).then_some(())
+    })
+    .await;
     pieces.send(Ok("last".into())).unwrap();
     drop(pieces);
+    let later = soon("the later part", later).await.unwrap();
+    assert_eq!((later.status.as_u16(), later.text()), (206, "t la"), "{:?}", later.headers);
+    assert!(set.origin.asked().iter().all(|asked| asked.header("range").is_empty()), "one fetch for all");
     for whole in readers.end().await {
         assert_eq!(whole.unwrap(), "first last");
     }

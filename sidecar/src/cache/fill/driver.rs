@@ -7,7 +7,7 @@
 use super::{Fill, Phase};
 use crate::{
     body::{Body, Piece},
-    cache::seconds_now,
+    cache::{entry::Entry, seconds_now},
     error::{Error, Kind},
     message::grpc_status,
 };
@@ -40,6 +40,8 @@ pub(super) struct Driver {
     reserved: u64,
     length: u64,
     trailers: Option<HeaderMap>,
+    /// The head of what it is under another key too.
+    also: Option<Entry>,
     whole: bool,
     orphan: Option<Pin<Box<Sleep>>>,
     over: bool,
@@ -48,13 +50,14 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(fill: Arc<Fill>, body: Body) -> Self {
+    pub(super) fn new(fill: Arc<Fill>, body: Body, also: Option<Entry>) -> Self {
         Self {
             fill,
             body,
             reserved: 0,
             length: 0,
             trailers: None,
+            also,
             whole: true,
             orphan: None,
             over: false,
@@ -213,7 +216,9 @@ impl Driver {
                 }
             }
         };
-        let entry = head.with_body(self.length as usize, &pieces, self.trailers.as_ref());
+        let length = self.length as usize;
+        let entry = head.with_body(length, &pieces, self.trailers.as_ref());
+        let also = self.also.take().and_then(|head| head.with_body(length, &pieces, None));
         drop(pieces);
         let Some(entry) = entry else {
             // Only its trailers are too much.
@@ -226,6 +231,10 @@ impl Driver {
         // What it had is what the entry needs; only another fill could be faster.
         store.release_fill(std::mem::take(&mut self.reserved));
         let (entry, _) = store.put(entry, seconds_now());
+        if let Some(also) = also.filter(|_| length > 0) {
+            // Without room for it, what asks for that key is a miss.
+            let _ = store.put(also, seconds_now());
+        }
         store.keep_company(self.fill.common.hash);
         if let Phase::Streaming(stream) = &mut self.fill.lock().phase {
             stream.settle(entry, self.trailers.take());
