@@ -234,6 +234,7 @@ impl Cache {
             notable,
             identity: apart.identity,
         };
+        let key = key::text(&parts, &self.rules.key, no_vary.as_deref())?;
         Ok(Lookup {
             kind,
             notable,
@@ -241,7 +242,8 @@ impl Cache {
                 true => RequestDirectives::of(&request.headers),
                 false => RequestDirectives::default(),
             },
-            key: key::text(&parts, &self.rules.key, no_vary.as_deref())?,
+            hash: Key::new(&key).hash(),
+            key,
             found: None,
             stored: None,
             why: Forwarded::UriMiss,
@@ -252,10 +254,10 @@ impl Cache {
     /// What is kept under a key, and what a request can have of it.
     fn judge(self: &Rc<Self>, request: &Parts, mut lookup: Lookup) -> Looked {
         let now = lookup.now;
-        lookup.found = self.store.look_up(Key::new(&lookup.key), now);
+        lookup.found = self.store.look_up(lookup.key(), now);
         if let Some(found) = lookup.found.as_ref().filter(|found| self.is_by_others(found)) {
             self.rejudge(&lookup, request, found);
-            lookup.found = self.store.look_up(Key::new(&lookup.key), now);
+            lookup.found = self.store.look_up(lookup.key(), now);
         }
         let view = lookup::view(
             lookup.found.as_ref(),
@@ -293,8 +295,8 @@ impl Cache {
                 }
                 lookup.why = Forwarded::Stale;
                 lookup.stored = Some(lookup::Stored { entry, terms, if_error: true });
-                let common = exchange::common(&lookup, request);
-                match self.store.turn(lookup.key(), Key::new(&common), lookup.found.as_ref(), now) {
+                let more = exchange::more(&lookup, request);
+                match self.store.turn(lookup.key(), lookup.common(&more), lookup.found.as_ref(), now) {
                     Turn::Fetch(filler) => {
                         Looked::Stale(response, Box::new(Refresh::new(self, request, lookup, filler)))
                     }

@@ -14,6 +14,7 @@ use crate::{
     http1,
     live::{Live, LiveAdmission},
     message::{self, WEFT_ATTEMPT, WEFT_CACHE_TAGS, WEFT_RETRIED},
+    spare,
     telemetry::metrics::{Direction, Path, Series, SeriesKey, ServiceSeries},
     traffic::{
         chain::Joined,
@@ -118,9 +119,9 @@ impl Inbound {
                     }
                     Looked::Go(plan) => {
                         application.call.note(|log| log.cache = plan.result());
-                        let asking = Asking { request: head, apart, until: told.deadline.instant() };
+                        let mut asking = Asking { request: head, apart, until: told.deadline.instant() };
                         let (response, how) =
-                            Box::pin(cache.go(plan, &asking, body, &mut application)).await?;
+                            Box::pin(cache.go(plan, &mut asking, body, &mut application)).await?;
                         application.call.note(|log| log.cache = how.result());
                         response
                     }
@@ -202,6 +203,10 @@ impl Origin for Application<'_> {
             permit.answered(!response.status().is_server_error());
         }
         Ok(response)
+    }
+
+    fn sends_as_asked(&self) -> bool {
+        true
     }
 
     async fn ask(&mut self, question: ToSibling<'_>) -> Option<Response<Body>> {
@@ -304,6 +309,7 @@ impl Handler for Inbound {
             log.peer = self.peer.clone();
         });
         let outcome = self.call(&live, &mut call, &mut head, body, back).await;
+        spare::give_back(head.headers);
         call.answer(outcome)
     }
 

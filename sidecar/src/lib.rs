@@ -31,6 +31,7 @@ mod policy;
 mod redirect;
 mod settings;
 mod siblings;
+mod spare;
 mod tcp;
 mod telemetry;
 mod tls;

@@ -19,7 +19,7 @@ use crate::{
     exchange::{Back, Handler},
     live::{Live, LiveBackend, LiveCalls, LivePort, LiveRule},
     message::{self, WEFT_CACHE_TAGS},
-    redirect,
+    redirect, spare,
     telemetry::metrics::Direction,
     traffic::{
         cors,
@@ -70,6 +70,7 @@ impl Handler for Outbound {
         let (mut head, body) = request.into_parts();
         let mut call = Call::begin(&self.worker, &live.snapshot.mesh, Direction::Outbound, &head);
         let outcome = self.call(&live, &mut call, &mut head, body, back).await;
+        spare::give_back(head.headers);
         call.answer(outcome)
     }
 
@@ -172,8 +173,9 @@ impl Outbound {
                     Looked::Go(plan) => {
                         upstream.call.note(|log| log.cache = plan.result());
                         let until = time.deadline.instant();
-                        let asking = Asking { request: head, apart, until };
-                        let (response, how) = Box::pin(cache.go(plan, &asking, body, &mut upstream)).await?;
+                        let mut asking = Asking { request: head, apart, until };
+                        let (response, how) =
+                            Box::pin(cache.go(plan, &mut asking, body, &mut upstream)).await?;
                         upstream.call.note(|log| log.cache = how.result());
                         response
                     }

@@ -3,7 +3,7 @@
 
 use super::fill::Seat;
 use crate::{
-    body::Body,
+    body::{Body, Piece},
     error::{Error, Kind},
 };
 use bytes::Bytes;
@@ -222,6 +222,31 @@ impl HttpBody for Stretch {
     }
 }
 
+/// Above this, a body is not looked at to see whether all of it is here.
+const AT_HAND: u64 = 64 * 1024;
+
+/// All of a body if it is here already and no more than `most`; otherwise the same body again.
+pub(super) async fn at_hand(mut body: Body, most: u64) -> Result<Bytes, Body> {
+    let most = most.min(AT_HAND);
+    match body {
+        Body::Empty => return Ok(Bytes::new()),
+        Body::Full(bytes) if bytes.len() as u64 <= most => return Ok(bytes),
+        body if body.size_hint().lower() > most => return Err(body),
+        _ => {}
+    }
+    let frame = match poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await {
+        Poll::Pending => return Err(body),
+        Poll::Ready(None) => return Ok(Bytes::new()),
+        Poll::Ready(Some(Err(error))) => return Err(broken(error)),
+        Poll::Ready(Some(Ok(frame))) => frame,
+    };
+    match Piece::from(frame) {
+        Piece::Data(data) if body.is_end_stream() && data.len() as u64 <= most => Ok(data),
+        Piece::Data(data) => Err(resumed(vec![data], body)),
+        Piece::Trailers(trailers) => Err(with_trailers(Bytes::new(), trailers)),
+    }
+}
+
 /// A body that broke off before anything of it could be given.
 struct Broken(Option<Error>);
 
@@ -283,5 +308,65 @@ impl HttpBody for Reader {
 
     fn size_hint(&self) -> SizeHint {
         self.seat.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use http::HeaderValue;
+    use http_body_util::BodyExt;
+
+    const MOST: u64 = 100;
+
+    /// Never gives anything.
+    struct Silent;
+
+    impl HttpBody for Silent {
+        type Data = Bytes;
+        type Error = Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+            Poll::Pending
+        }
+    }
+
+    fn two_pieces() -> Body {
+        pieces([Bytes::from_static(b"one"), Bytes::from_static(b"two")])
+    }
+
+    fn trailers() -> HeaderMap {
+        HeaderMap::from_iter([(http::header::ETAG, HeaderValue::from_static("\"a\""))])
+    }
+
+    #[tokio::test]
+    async fn what_is_whole_is_at_hand() {
+        assert_eq!(at_hand(Body::Empty, MOST).await.ok(), Some(Bytes::new()));
+        assert_eq!(at_hand(Body::full("hello"), MOST).await.ok(), Some("hello".into()));
+        let one = Body::Boxed(Box::pin(Whole { data: Some("hello".into()), trailers: None }));
+        assert_eq!(at_hand(one, MOST).await.ok(), Some("hello".into()));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_at_hand_is_the_same_body_still() {
+        let body = at_hand(two_pieces(), MOST).await.expect_err("more comes");
+        assert_eq!(body.size_hint().exact(), Some(6));
+        assert_eq!(body.collect().await.expect("whole").to_bytes(), "onetwo");
+        let body = at_hand(Body::full(vec![b'x'; 101]), MOST).await.expect_err("too much");
+        assert_eq!(body.collect().await.expect("whole").to_bytes(), vec![b'x'; 101]);
+        for data in ["hello", ""] {
+            let body = at_hand(with_trailers(data.into(), trailers()), MOST).await.expect_err("more comes");
+            let whole = body.collect().await.expect("whole");
+            assert_eq!(whole.trailers(), Some(&trailers()));
+            assert_eq!(whole.to_bytes(), data);
+        }
+        let failed = at_hand(broken(Error::new(Kind::Reset, "gone")), MOST).await.expect_err("fails");
+        assert_eq!(failed.collect().await.err().map(|error| error.kind), Some(Kind::Reset));
+        let body = at_hand(Body::Boxed(Box::pin(Silent)), MOST).await.expect_err("nothing came yet");
+        assert!(!body.is_end_stream());
     }
 }

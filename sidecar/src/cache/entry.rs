@@ -5,6 +5,7 @@
 //! before them, so that HTTP/1 sends them as they are and a `HeaderMap` is made of them without copying a value.
 
 pub(in crate::cache) mod packed;
+pub(in crate::cache) mod room;
 
 use crate::{
     body::Body,
@@ -13,6 +14,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use smallvec::SmallVec;
 use std::{
     hash::BuildHasher,
     sync::{
@@ -54,6 +56,12 @@ impl<'a> Key<'a> {
         Self { hash, text }
     }
 
+    /// The same key, whose hash is known already.
+    pub(crate) fn again(text: &'a [u8], hash: u128) -> Self {
+        debug_assert_eq!(Self::new(text).hash, hash);
+        Self { hash, text }
+    }
+
     pub(crate) fn hash(self) -> u128 {
         self.hash
     }
@@ -91,6 +99,25 @@ pub(crate) struct Extent {
     pub(crate) complete: Option<u64>,
 }
 
+/// A field of a response.
+pub(crate) type Field<'a> = (&'a HeaderName, &'a HeaderValue);
+/// Fields of a response in their order.
+pub(crate) type Fields<'a> = SmallVec<[Field<'a>; 16]>;
+
+/// All fields for which `kept` holds, but for `Content-Length`, which the body knows better.
+pub(crate) fn listed(headers: &HeaderMap, kept: impl Fn(&HeaderName) -> bool) -> Fields<'_> {
+    headers.iter().filter(|(name, _)| **name != header::CONTENT_LENGTH && kept(name)).collect()
+}
+
+/// The same as a map.
+pub(crate) fn mapped(fields: &[Field<'_>]) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(fields.len());
+    for (name, value) in fields {
+        map.append(*name, HeaderValue::clone(value));
+    }
+    map
+}
+
 /// What is to be kept of a response's head.
 pub(crate) struct Draft<'a> {
     pub(crate) key: Key<'a>,
@@ -100,8 +127,8 @@ pub(crate) struct Draft<'a> {
     /// Labels for purging.
     pub(crate) tags: &'a [&'a [u8]],
     pub(crate) status: StatusCode,
-    /// Only what may be stored; `Content-Length` is left out in any case, since the body knows it better.
-    pub(crate) headers: &'a HeaderMap,
+    /// Only what may be stored.
+    pub(crate) fields: &'a [Field<'a>],
     /// How the origin spelled its fields.
     pub(crate) case: Option<&'a HeaderCase>,
     pub(crate) times: Times,
@@ -126,6 +153,8 @@ pub(crate) struct Entry {
     checked: AtomicU64,
     status: StatusCode,
     flags: u16,
+    /// Bytes at the end of the block that are of no meaning.
+    over: u16,
     standing: AtomicU8,
     /// The tier that it was found in, if it did not come from its origin.
     brought: Option<Tier>,
@@ -150,15 +179,15 @@ const FIELDS: usize = 3;
 const TRAILERS: usize = 4;
 
 /// Writes how many fields there are, the lengths of each, and then all of them as HTTP/1 has them.
-fn write_section(block: &mut Vec<u8>, headers: &HeaderMap, case: Option<&HeaderCase>) -> Option<()> {
-    let kept = || headers.iter().filter(|(name, _)| **name != header::CONTENT_LENGTH);
+fn write_section(block: &mut Vec<u8>, fields: &[Field<'_>], case: Option<&HeaderCase>) -> Option<()> {
     let start = block.len();
-    block.extend_from_slice(&u16::try_from(kept().count()).ok()?.to_le_bytes());
-    for (name, value) in kept() {
-        block.extend_from_slice(&u16::try_from(name.as_str().len()).ok()?.to_le_bytes());
-        block.extend_from_slice(&u16::try_from(value.len()).ok()?.to_le_bytes());
+    block.extend_from_slice(&u16::try_from(fields.len()).ok()?.to_le_bytes());
+    for (name, value) in fields {
+        let [name, value] = [name.as_str().len(), value.len()].map(u16::try_from);
+        block.extend_from_slice(&name.ok()?.to_le_bytes());
+        block.extend_from_slice(&value.ok()?.to_le_bytes());
     }
-    for (name, value) in kept() {
+    for (name, value) in fields {
         write_field_name(block, name, case);
         block.extend_from_slice(b": ");
         block.extend_from_slice(value.as_bytes());
@@ -167,8 +196,8 @@ fn write_section(block: &mut Vec<u8>, headers: &HeaderMap, case: Option<&HeaderC
     (block.len() - start <= HEAD_MAX).then_some(())
 }
 
-fn section_length(headers: &HeaderMap) -> usize {
-    2 + headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum::<usize>()
+fn section_length(fields: &[Field<'_>]) -> usize {
+    2 + fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum::<usize>()
 }
 
 fn two(bytes: &[u8], at: usize) -> usize {
@@ -194,12 +223,17 @@ impl Entry {
     /// The head of a response. `epoch` is the purge that was the last when its request was sent. `None` if there is too
     /// much of it to be kept.
     pub(crate) fn head(draft: &Draft<'_>, epoch: u64) -> Option<Self> {
+        Self::whole(draft, epoch, b"")
+    }
+
+    /// A response with its body, which nothing follows.
+    pub(crate) fn whole(draft: &Draft<'_>, epoch: u64, body: &[u8]) -> Option<Self> {
         let tags = draft.tags.iter().map(|tag| tag.len() + 2).sum::<usize>();
-        let length = draft.key.text.len() + draft.selector.len() + tags + section_length(draft.headers);
+        let length = draft.key.text.len() + draft.selector.len() + tags + section_length(draft.fields);
         if length > HEAD_MAX {
             return None;
         }
-        let mut block = Vec::with_capacity(length);
+        let mut block = room::block(length + body.len());
         let mut ends = [0; 5];
         block.extend_from_slice(draft.key.text);
         ends[KEY] = block.len() as u32;
@@ -210,11 +244,15 @@ impl Entry {
             block.extend_from_slice(tag);
         }
         ends[TAGS] = block.len() as u32;
-        write_section(&mut block, draft.headers, draft.case)?;
+        write_section(&mut block, draft.fields, draft.case)?;
         ends[FIELDS] = block.len() as u32;
         ends[TRAILERS] = block.len() as u32;
+        block.extend_from_slice(body);
+        let over = u16::try_from(block.capacity() - block.len()).ok()?;
+        block.resize(block.capacity(), 0);
         Some(Self {
             block: Bytes::from(block),
+            over,
             apart: None,
             case: draft.case.map(|case| Box::new(case.detached())),
             extent: draft.extent.map(Box::new),
@@ -236,11 +274,13 @@ impl Entry {
         trailers: Option<&HeaderMap>,
     ) -> Option<Self> {
         let head = &self.block[..self.ends[FIELDS] as usize];
-        let room = head.len() + trailers.map_or(0, section_length) + length;
+        let trailers = trailers.filter(|trailers| !trailers.is_empty());
+        let trailers = trailers.map(|trailers| listed(trailers, |_| true));
+        let room = head.len() + trailers.as_ref().map_or(0, |trailers| section_length(trailers)) + length;
         let mut block = Vec::with_capacity(room);
         block.extend_from_slice(head);
         let mut ends = self.ends;
-        if let Some(trailers) = trailers.filter(|trailers| !trailers.is_empty()) {
+        if let Some(trailers) = &trailers {
             write_section(&mut block, trailers, self.case.as_deref())?;
         }
         ends[TRAILERS] = block.len() as u32;
@@ -249,14 +289,14 @@ impl Entry {
         }
         // Room that is left over would be kept without being counted.
         block.shrink_to_fit();
-        Some(Self { block: Bytes::from(block), apart: None, ends, ..self.copy() })
+        Some(Self { block: Bytes::from(block), over: 0, apart: None, ends, ..self.copy() })
     }
 
     /// What this becomes by a 304 or a HEAD: another head, the same body and trailers.
     pub(crate) fn refreshed(&self, draft: &Draft<'_>, epoch: u64) -> Option<Self> {
         let head = Self::head(draft, epoch)?;
-        let mut block = Vec::with_capacity(head.block.len() + self.section(TRAILERS).len());
-        block.extend_from_slice(&head.block);
+        let mut block = Vec::with_capacity(head.end() + self.section(TRAILERS).len());
+        block.extend_from_slice(&head.block[..head.end()]);
         block.extend_from_slice(self.section(TRAILERS));
         let mut ends = head.ends;
         ends[TRAILERS] = block.len() as u32;
@@ -265,12 +305,13 @@ impl Entry {
             None => allocated(self.block.len()) + SHARING,
         };
         let apart = Box::new(Apart { body: self.bytes(), held });
-        Some(Self { block: Bytes::from(block), apart: Some(apart), ends, ..head })
+        Some(Self { block: Bytes::from(block), over: 0, apart: Some(apart), ends, ..head })
     }
 
     fn copy(&self) -> Self {
         Self {
             block: self.block.clone(),
+            over: self.over,
             apart: None,
             case: self.case.clone(),
             extent: self.extent.clone(),
@@ -282,6 +323,11 @@ impl Entry {
             standing: AtomicU8::new(self.standing.load(Ordering::Relaxed)),
             brought: self.brought,
         }
+    }
+
+    /// Where the body ends that lies in the block.
+    fn end(&self) -> usize {
+        self.block.len() - usize::from(self.over)
     }
 
     fn place(&self, section: usize) -> std::ops::Range<usize> {
@@ -397,7 +443,7 @@ impl Entry {
     pub(crate) fn bytes(&self) -> Bytes {
         match &self.apart {
             Some(apart) => apart.body.clone(),
-            None => self.block.slice(self.ends[TRAILERS] as usize..),
+            None => self.block.slice(self.ends[TRAILERS] as usize..self.end()),
         }
     }
 
@@ -405,7 +451,7 @@ impl Entry {
     pub(crate) fn data(&self) -> &[u8] {
         match &self.apart {
             Some(apart) => &apart.body,
-            None => &self.block[self.ends[TRAILERS] as usize..],
+            None => &self.block[self.ends[TRAILERS] as usize..self.end()],
         }
     }
 

@@ -6,10 +6,10 @@ use super::{
     Answered, Apart, Cache, Looked, Plan, Step,
     body::{self, Read},
     conditional::Validators,
-    entry::{Entry, Key},
+    entry::Entry,
     fill::{Alone, Filler, Turn, Waited},
     freshness::{Freshness, Terms},
-    key::{self, BodyDigest, Class},
+    key::{self, BodyDigest, Class, Text},
     lookup::{self, Lookup},
     range::{self, Wanted},
     seconds_now,
@@ -45,6 +45,10 @@ pub(crate) trait Origin {
         body: Body,
     ) -> impl Future<Output = Result<Response<Body>, Error>>;
 
+    /// Whether all that [`Self::fetch`] changes of a request are fields of our own: what its answer depends on can be
+    /// read off it afterwards then, as if it had not been sent.
+    fn sends_as_asked(&self) -> bool;
+
     /// Asks the sidecar that a key belongs to. `None` if that is this one, or if it does not answer: then
     /// [`Self::fetch`] is for it to do.
     fn ask(&mut self, _question: ToSibling<'_>) -> impl Future<Output = Option<Response<Body>>> {
@@ -54,29 +58,36 @@ pub(crate) trait Origin {
 
 /// A request on its way, and how long it may wait.
 pub(crate) struct Asking<'a> {
-    pub(crate) request: &'a Parts,
+    pub(crate) request: &'a mut Parts,
     pub(crate) apart: Apart<'a>,
     pub(crate) until: Option<Instant>,
 }
 
-/// What those who may wait for one fetch have in common: the key, and what else is known to matter.
-pub(super) fn common(lookup: &Lookup, request: &Parts) -> SmallVec<[u8; 256]> {
-    let mut common = lookup.key.clone();
+/// What is left of a request's time, but not more than `most`.
+fn no_longer_than(most: Duration, until: Option<Instant>) -> Duration {
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    left.map_or(most, |left| most.min(left))
+}
+
+/// The key with what else matters for who may wait for whom; `None` if nothing does, as is usual.
+pub(super) fn more(lookup: &Lookup, request: &Parts) -> Option<Text> {
     // Whether answers to these are one person's is up to each answer: they wait for their like.
-    for name in [header::AUTHORIZATION, header::COOKIE] {
-        if request.headers.contains_key(&name) {
-            common.extend_from_slice(b"\nW");
-            common.extend_from_slice(name.as_str().as_bytes());
-        }
+    let credentials = [header::AUTHORIZATION, header::COOKIE].map(|name| request.headers.contains_key(name));
+    let newest = lookup.found.as_ref().and_then(|found| found.iter().next());
+    let selector = newest.map_or(&b""[..], |newest| newest.selector());
+    if credentials == [false; 2] && selector.is_empty() {
+        return None;
     }
-    if let Some(newest) = lookup.found.as_ref().and_then(|found| found.iter().next()) {
-        let names: SmallVec<[_; 4]> = vary::of_selector(newest.selector()).collect();
-        if !names.is_empty() {
-            common.extend_from_slice(b"\nV");
-            common.extend_from_slice(&vary::selector(&names, &request.headers));
-        }
+    let mut more = Text::from_slice(&lookup.key);
+    for (has, mark) in credentials.into_iter().zip([b"\nWa", b"\nWc"]) {
+        more.extend_from_slice(if has { mark } else { b"" });
     }
-    common
+    let names: SmallVec<[_; 4]> = vary::of_selector(selector).collect();
+    if !names.is_empty() {
+        more.extend_from_slice(b"\nV");
+        more.extend_from_slice(&vary::selector(&names, &request.headers));
+    }
+    Some(more)
 }
 
 /// An answer with how it came about.
@@ -87,7 +98,7 @@ impl Cache {
     pub(crate) async fn go(
         self: &Rc<Self>,
         plan: Plan,
-        asking: &Asking<'_>,
+        asking: &mut Asking<'_>,
         body: Body,
         origin: &mut impl Origin,
     ) -> Given {
@@ -103,13 +114,17 @@ impl Cache {
     }
 
     /// Past the cache.
-    async fn pass(&self, why: Bypass, asking: &Asking<'_>, body: Body, origin: &mut impl Origin) -> Given {
-        let mut sent = asking.request.clone();
-        let request = asking.request;
-        let given = origin.fetch(&mut sent, body).await;
-        let mut response = given.inspect_err(|_| self.count(request, Answered::Bypass(why)))?;
-        self.untag_for(request, response.headers_mut());
-        Report::bypassed(why).add_to(response.headers_mut(), self.name(request));
+    async fn pass(
+        &self,
+        why: Bypass,
+        asking: &mut Asking<'_>,
+        body: Body,
+        origin: &mut impl Origin,
+    ) -> Given {
+        let given = origin.fetch(asking.request, body).await;
+        let mut response = given.inspect_err(|_| self.count(asking.request, Answered::Bypass(why)))?;
+        self.untag_for(asking.request, response.headers_mut());
+        Report::bypassed(why).add_to(response.headers_mut(), self.name(asking.request));
         Ok((response, Answered::Bypass(why)))
     }
 
@@ -117,7 +132,7 @@ impl Cache {
     async fn digest(
         self: &Rc<Self>,
         kind: Kind,
-        asking: &Asking<'_>,
+        asking: &mut Asking<'_>,
         body: Body,
         origin: &mut impl Origin,
     ) -> Given {
@@ -148,25 +163,26 @@ impl Cache {
     async fn turn(
         self: &Rc<Self>,
         mut lookup: Box<Lookup>,
-        asking: &Asking<'_>,
+        asking: &mut Asking<'_>,
         body: Body,
         origin: &mut impl Origin,
     ) -> Given {
-        let request = asking.request;
-        let patience = self.patience(&lookup, asking);
+        let until = asking.until;
+        let request = &mut *asking.request;
+        let patience = self.patience(&lookup);
         let part = lookup.notable.has(Notable::RANGE)
             && request.headers.contains_key(header::RANGE)
             && !lookup.has_whole();
         if part
             && let Some(most) = patience
-            && let Some(given) = self.part_of_coming(&lookup, request, most).await
+            && let Some(given) = self.part_of_coming(&lookup, request, no_longer_than(most, until)).await
         {
             return Ok(given);
         }
         let Some(most) = patience.filter(|_| !part) else {
             let mut filler = (lookup.kind != Kind::Head).then(|| {
-                let common = common(&lookup, request);
-                self.store.fetch_alone(lookup.key(), Key::new(&common))
+                let more = more(&lookup, request);
+                self.store.fetch_alone(lookup.key(), lookup.common(&more))
             });
             if let Some(turn) = filler.take() {
                 match self.look_farther(&mut lookup, request, turn).await {
@@ -177,19 +193,20 @@ impl Cache {
             return self.ask_origin(&lookup, filler, None, request, body, origin).await;
         };
         for _ in 0..ROUNDS {
-            let common = common(&lookup, request);
-            let turn = self.store.turn(lookup.key(), Key::new(&common), lookup.found.as_ref(), seconds_now());
+            let more = more(&lookup, request);
+            let common = lookup.common(&more);
+            let turn = self.store.turn(lookup.key(), common, lookup.found.as_ref(), lookup.now);
             let (filler, alone) = match turn {
                 Turn::Fetch(filler) => (filler, None),
                 Turn::Alone(filler, why) => (filler, Some(why)),
-                Turn::Wait(waiter) => match waiter.wait(most).await {
+                Turn::Wait(waiter) => match waiter.wait(no_longer_than(most, until)).await {
                     Waited::Kept(entry) => match self.usable(&lookup, request, &entry) {
                         Some(terms) => {
                             let report = Report { collapsed: true, ..Report::forwarded(lookup.why) };
                             let response = self.serve(request, &entry, &terms, seconds_now(), report);
                             return Ok((response, Answered::Miss(lookup.why)));
                         }
-                        None => (self.store.fetch_alone(lookup.key(), Key::new(&common)), None),
+                        None => (self.store.fetch_alone(lookup.key(), common), None),
                     },
                     Waited::Streaming(joined) => match self.usable(&lookup, request, joined.head()) {
                         Some(terms) => {
@@ -200,7 +217,7 @@ impl Cache {
                             let response = self.serve_coming(request, &head, body, &terms, now, report);
                             return Ok((response, Answered::Miss(lookup.why)));
                         }
-                        None => (self.store.fetch_alone(lookup.key(), Key::new(&common)), None),
+                        None => (self.store.fetch_alone(lookup.key(), common), None),
                     },
                     Waited::Fetch(filler) => (filler, None),
                     Waited::Alone(filler, why) => (filler, Some(why)),
@@ -229,8 +246,8 @@ impl Cache {
             };
             return self.ask_origin(&lookup, Some(filler), alone, request, body, origin).await;
         }
-        let common = common(&lookup, request);
-        let filler = self.store.fetch_alone(lookup.key(), Key::new(&common));
+        let more = more(&lookup, request);
+        let filler = self.store.fetch_alone(lookup.key(), lookup.common(&more));
         self.ask_origin(&lookup, Some(filler), None, request, body, origin).await
     }
 
@@ -242,7 +259,8 @@ impl Cache {
         request: &Parts,
         most: Duration,
     ) -> Option<(Response<Body>, Answered)> {
-        let waiter = self.store.join(Key::new(&common(lookup, request)), seconds_now())?;
+        let more = more(lookup, request);
+        let waiter = self.store.join(lookup.common(&more), seconds_now())?;
         let report = Report { collapsed: true, ..Report::forwarded(lookup.why) };
         let response = match waiter.wait(most).await {
             Waited::Kept(entry) => {
@@ -278,7 +296,7 @@ impl Cache {
         lookup: &Lookup,
         filler: Option<Filler>,
         alone: Option<Alone>,
-        request: &Parts,
+        request: &mut Parts,
         body: Body,
         origin: &mut impl Origin,
     ) -> Given {
@@ -287,15 +305,11 @@ impl Cache {
     }
 
     /// How long a request may wait for another's fetch; `None` if another's answer would not do.
-    fn patience(&self, lookup: &Lookup, asking: &Asking<'_>) -> Option<Duration> {
+    fn patience(&self, lookup: &Lookup) -> Option<Duration> {
         let most = self.rules.coalesce?;
         let directives = &lookup.directives;
         let own = directives.no_store || directives.no_cache || directives.max_age == Some(0);
-        if own || lookup.kind == Kind::Head {
-            return None;
-        }
-        let left = asking.until.map(|until| until.saturating_duration_since(Instant::now()));
-        Some(left.map_or(most, |left| most.min(left)))
+        if own || lookup.kind == Kind::Head { None } else { Some(most) }
     }
 
     /// The same request, to be looked up again.
@@ -304,7 +318,8 @@ impl Cache {
             kind: lookup.kind,
             notable: lookup.notable,
             directives: lookup.directives,
-            key: lookup.key.clone(),
+            key: Text::from_slice(&lookup.key),
+            hash: lookup.hash,
             found: None,
             stored: None,
             why: lookup.why,

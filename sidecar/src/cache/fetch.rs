@@ -4,7 +4,7 @@ use super::{
     Answered, Cache, SCHEME,
     body::{self, Read},
     conditional::{self, AfterHead, Condition, Validators},
-    entry::{Draft, Entry, Key, Variants},
+    entry::{Draft, Entry, Key, Variants, listed, mapped},
     exchange::{Given, Origin},
     fill::{Alone, Filler},
     freshness::Arrival,
@@ -53,33 +53,39 @@ impl Cache {
         lookup: &Lookup,
         filler: Option<Filler>,
         alone: Option<Alone>,
-        request: &Parts,
+        request: &mut Parts,
         body: Body,
         origin: &mut impl Origin,
     ) -> Given {
-        let mut sent = request.clone();
-        let asked = self.ask(lookup, alone, request, &mut sent.headers);
         let mut arrival = Arrival { requested: seconds_now(), received: 0 };
-        let mut outcome = match self.ask_sibling(lookup, alone, &sent, origin).await {
-            Some(response) => Ok(response),
-            None => origin.fetch(&mut sent, body).await,
-        };
-        arrival.received = seconds_now();
         let mut filler = filler;
-        if let Ok(response) = &outcome
-            && response.status() == StatusCode::NOT_MODIFIED
-            && !asked.is_empty()
-        {
-            match self.confirmed(lookup, request, &asked, response, arrival, &mut filler) {
-                Some(answer) => return Ok(answer),
-                None => {
-                    // It speaks of something that is not here.
-                    let mut sent = request.clone();
-                    conditional::make_plain(&mut sent.headers);
-                    arrival.requested = seconds_now();
-                    outcome = origin.fetch(&mut sent, Body::Empty).await;
-                    arrival.received = seconds_now();
+        let mut outcome;
+        // Nothing to ask about, and nothing to ask otherwise: no copy of the request is needed.
+        let nothing_else = lookup.found.is_none()
+            && lookup.stored.is_none()
+            && !lookup.notable.has(Notable::CONDITION | Notable::RANGE)
+            && self.rules.tiers.siblings.is_none();
+        if nothing_else && origin.sends_as_asked() {
+            outcome = origin.fetch(request, body).await;
+            arrival.received = seconds_now();
+        } else {
+            let asked;
+            (outcome, asked) = Box::pin(self.fetch_anew(lookup, alone, request, body, origin)).await;
+            arrival.received = seconds_now();
+            if let Ok(response) = &outcome
+                && response.status() == StatusCode::NOT_MODIFIED
+                && !asked.is_empty()
+            {
+                if let Some(answer) = self.confirmed(lookup, request, &asked, response, arrival, &mut filler)
+                {
+                    return Ok(answer);
                 }
+                // It speaks of something that is not here.
+                let mut sent = request.clone();
+                conditional::make_plain(&mut sent.headers);
+                arrival.requested = seconds_now();
+                outcome = Box::pin(origin.fetch(&mut sent, Body::Empty)).await;
+                arrival.received = seconds_now();
             }
         }
         let status = outcome.as_ref().ok().map(Response::status);
@@ -102,6 +108,24 @@ impl Cache {
                 Err(error)
             }
         }
+    }
+
+    /// Asks a sibling or the origin, about what is kept if anything is. Gives what it asked about.
+    async fn fetch_anew(
+        &self,
+        lookup: &Lookup,
+        alone: Option<Alone>,
+        request: &Parts,
+        body: Body,
+        origin: &mut impl Origin,
+    ) -> (Result<Response<Body>, Error>, SmallVec<[Arc<Entry>; 2]>) {
+        let mut sent = request.clone();
+        let asked = self.ask(lookup, alone, request, &mut sent.headers);
+        let outcome = match self.ask_sibling(lookup, alone, &sent, origin).await {
+            Some(response) => Ok(response),
+            None => origin.fetch(&mut sent, body).await,
+        };
+        (outcome, asked)
     }
 
     /// Asks whoever of our siblings the key belongs to, where policy says so and where others may want the answer too.
@@ -206,12 +230,13 @@ impl Cache {
                 let tags = if named.is_empty() { stored.tags().collect() } else { named };
                 let selector = vary::selector(&keep.vary, &request.headers);
                 self.untag(&mut new, self.onward(&tags));
+                let new = listed(&new, |_| true);
                 let draft = Draft {
                     key: lookup.key(),
                     selector: &selector,
                     tags: &tags,
                     status: stored.status(),
-                    headers: &new,
+                    fields: &new,
                     case: stored.case(),
                     times: keep.terms.times(arrival.requested),
                     extent: None,
@@ -220,7 +245,7 @@ impl Cache {
                 match stored.refreshed(&draft, filler.epoch()) {
                     Some(entry) => {
                         report.stored = true;
-                        filler.keep(entry)
+                        filler.keep(entry, arrival.received)
                     }
                     None => self.unkept(stored, filler, Refusal::TooLarge, &mut report),
                 }
@@ -367,16 +392,16 @@ impl Cache {
         arrival: Arrival,
         report: &mut Report,
     ) -> Body {
-        let mut fields = keep.fields(&head.headers, &self.rules);
         let tags = storing::tags(&head.headers, &self.rules);
-        self.untag(&mut fields, self.onward(&tags));
+        let kept = keep.fields(&head.headers, &self.rules, self.onward(&tags));
+        let fields = kept.list();
         let selector = vary::selector(&keep.vary, &request.headers);
         let draft = Draft {
             key: lookup.key(),
             selector: &selector,
             tags: &tags,
             status: head.status,
-            headers: &fields,
+            fields: &fields,
             case: head.extensions.get::<HeaderCase>(),
             times: keep.terms.times(arrival.requested),
             extent: None,
@@ -385,6 +410,19 @@ impl Cache {
         if let Some(part) = &keep.part {
             return self.fill_part(lookup, filler, draft, part, body, report).await;
         }
+        let body = match body::at_hand(body, self.store.object_limit()).await {
+            Ok(bytes) if !keep.for_get => {
+                let Some(entry) = Entry::whole(&draft, filler.epoch(), &bytes) else {
+                    self.unkept_new(filler, Refusal::TooLarge, report);
+                    return Body::full(bytes);
+                };
+                report.stored = true;
+                filler.keep(entry, arrival.received);
+                return Body::full(bytes);
+            }
+            Ok(bytes) => Body::full(bytes),
+            Err(body) => body,
+        };
         let Some(entry) = filler.head(&draft) else {
             self.unkept_new(filler, Refusal::TooLarge, report);
             return body;
@@ -426,10 +464,11 @@ impl Cache {
             return Body::full(bytes);
         }
         let before = lookup.stored.as_ref().map(|stored| &stored.entry);
-        let together = before.and_then(|entry| together(entry, draft.headers, part, &bytes, most));
+        let together = before.and_then(|entry| together(entry, &mapped(draft.fields), part, &bytes, most));
         let entry = match &together {
             Some(together) => {
-                draft.headers = &together.fields;
+                let fields = listed(&together.fields, |_| true);
+                draft.fields = &fields;
                 draft.extent = (!together.part.is_whole()).then(|| together.part.extent());
                 if together.part.is_whole() {
                     draft.status = StatusCode::OK;
@@ -445,7 +484,7 @@ impl Cache {
         match entry {
             Some(entry) => {
                 report.stored = true;
-                filler.keep(entry);
+                filler.keep(entry, seconds_now());
             }
             None => self.unkept_new(filler, Refusal::TooLarge, report),
         }
@@ -478,12 +517,13 @@ impl Cache {
                 let Ok(keep) = keep else { return };
                 let tags: SmallVec<[&[u8]; 8]> = entry.tags().collect();
                 self.untag(&mut new, self.onward(&tags));
+                let new = listed(&new, |_| true);
                 let draft = Draft {
                     key: lookup.key(),
                     selector: entry.selector(),
                     tags: &tags,
                     status: entry.status(),
-                    headers: &new,
+                    fields: &new,
                     case: entry.case(),
                     times: keep.terms.times(arrival.requested),
                     extent: None,

@@ -182,10 +182,7 @@ impl Fill {
 
     /// Wakes all who wait for something to come; their locks on it are taken when this one is open again.
     fn wake_all(&self) {
-        let wakers: Vec<Waker> = {
-            let mut state = self.lock();
-            state.seats.wakers()
-        };
+        let wakers = self.lock().seats.wakers();
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -385,9 +382,9 @@ impl Filler {
     }
 
     /// The response says that what is stored holds on: `entry` is stored in its place and goes to all who wait.
-    pub(crate) fn keep(mut self, entry: Entry) -> Arc<Entry> {
+    pub(crate) fn keep(mut self, entry: Entry, now: u32) -> Arc<Entry> {
         self.settled = true;
-        let (entry, _) = self.fill.store.put(entry, seconds_now());
+        let (entry, _) = self.fill.store.put(entry, now);
         self.fill.store.keep_company(self.fill.common.hash);
         self.fill.lock().phase = Phase::Kept(entry.clone());
         self.fill.withdraw();

@@ -397,7 +397,7 @@ pub(crate) fn storing(bytes: &[u8]) {
         assert!(!response.contains_key("weft-error") && !status.is_informational());
         assert_eq!(keep.part.is_some(), status == StatusCode::PARTIAL_CONTENT);
         assert!(keep.terms.is_useful());
-        let kept = keep.fields(&response, &rules);
+        let kept = keep.fields(&response, &rules, None).map();
         for name in
             ["set-cookie", "connection", "keep-alive", "transfer-encoding", "proxy-authenticate", "age"]
         {

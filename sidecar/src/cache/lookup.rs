@@ -22,6 +22,8 @@ pub(super) struct Lookup {
     pub(super) notable: Notable,
     pub(super) directives: RequestDirectives,
     pub(super) key: Text,
+    /// The key's.
+    pub(super) hash: u128,
     /// Everything that is kept of its resource.
     pub(super) found: Option<Variants>,
     /// That of it which is for this request, but cannot be given as it is.
@@ -35,7 +37,12 @@ pub(super) struct Lookup {
 impl Lookup {
     /// What it is kept under.
     pub(super) fn key(&self) -> Key<'_> {
-        Key::new(&self.key)
+        Key::again(&self.key, self.hash)
+    }
+
+    /// What those have in common who may wait for one fetch: the key, with what else is known to matter, if anything is.
+    pub(super) fn common<'a>(&'a self, more: &'a Option<Text>) -> Key<'a> {
+        more.as_deref().map_or(self.key(), Key::new)
     }
 
     /// Whether all of a response is kept for it, if only a stale one.

@@ -30,8 +30,8 @@ impl Refresh {
 
     /// Asks the origin, and keeps what it says.
     pub(crate) async fn run(self, origin: &mut impl Origin) {
-        let Self { cache, request, lookup, filler } = self;
-        let fetched = cache.fetch(&lookup, Some(filler), None, &request, Body::Empty, origin).await;
+        let Self { cache, mut request, lookup, filler } = self;
+        let fetched = cache.fetch(&lookup, Some(filler), None, &mut request, Body::Empty, origin).await;
         if let Ok((response, _)) = fetched {
             body::drain(response.into_body(), LONGEST).await;
         }

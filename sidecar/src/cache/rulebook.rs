@@ -3,7 +3,7 @@
 
 use super::{
     Cache,
-    entry::{Draft, Entry, Variants},
+    entry::{Draft, Entry, Variants, listed},
     freshness::{Arrival, Flags, Terms},
     lookup::Lookup,
     seconds_now, storing,
@@ -79,12 +79,13 @@ impl Cache {
             return None;
         }
         let tags: SmallVec<[&[u8]; 8]> = entry.tags().collect();
+        let fields = listed(&fields, |_| true);
         let draft = Draft {
             key: lookup.key(),
             selector: entry.selector(),
             tags: &tags,
             status: entry.status(),
-            headers: &fields,
+            fields: &fields,
             case: entry.case(),
             times: keep.terms.times(times.requested),
             extent: entry.extent(),

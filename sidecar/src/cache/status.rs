@@ -4,6 +4,7 @@ pub(crate) use crate::telemetry::metrics::{Answered, Forwarded};
 
 use super::storing::{Bypass, Refusal};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use smallvec::SmallVec;
 
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
@@ -50,42 +51,40 @@ impl Report {
     }
 
     /// Writes the member of the list that is for this cache: visible ASCII only.
-    pub(crate) fn write(&self, cache: &str, text: &mut Vec<u8>) {
-        text.extend_from_slice(cache.as_bytes());
+    pub(crate) fn write(&self, cache: &str, mut put: impl FnMut(&[u8])) {
+        put(cache.as_bytes());
         match self.forwarded {
-            None => text.extend_from_slice(b"; hit"),
+            None => put(b"; hit"),
             Some(why) => {
-                text.extend_from_slice(b"; fwd=");
-                text.extend_from_slice(why.label().as_bytes());
+                put(b"; fwd=");
+                put(why.label().as_bytes());
             }
         }
-        let mut number = |name: &[u8], number: i64| {
-            text.extend_from_slice(name);
-            text.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-        };
         if let Some(status) = self.status {
-            number(b"; fwd-status=", status.as_u16().into());
+            put(b"; fwd-status=");
+            put(itoa::Buffer::new().format(status.as_u16()).as_bytes());
         }
         if let Some(ttl) = self.ttl {
-            number(b"; ttl=", ttl);
+            put(b"; ttl=");
+            put(itoa::Buffer::new().format(ttl).as_bytes());
         }
         if self.stored {
-            text.extend_from_slice(b"; stored");
+            put(b"; stored");
         }
         if self.collapsed {
-            text.extend_from_slice(b"; collapsed");
+            put(b"; collapsed");
         }
         if let Some(detail) = self.detail {
-            text.extend_from_slice(b"; detail=");
-            text.extend_from_slice(detail.as_bytes());
+            put(b"; detail=");
+            put(detail.as_bytes());
         }
     }
 
     /// The same as a field's value.
     pub(crate) fn value(&self, cache: &str) -> HeaderValue {
-        let mut text = Vec::with_capacity(64);
-        self.write(cache, &mut text);
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("weft"))
+        let mut text = SmallVec::<[u8; 128]>::new();
+        self.write(cache, |bytes| text.extend_from_slice(bytes));
+        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("weft"))
     }
 
     /// Puts it behind what caches nearer to the origin said (section 2).

@@ -17,7 +17,7 @@ pub(crate) use shard::Top;
 pub(crate) use stores::{Announced, Stores};
 
 use super::{
-    entry::{Entry, Key, Variants},
+    entry::{Entry, Key, Variants, room},
     tiers::{self, Farther},
 };
 use arc_swap::ArcSwapOption;
@@ -319,6 +319,11 @@ impl Store {
             count.fetch_add(removed.entries, Ordering::Relaxed);
             self.counts.entries.fetch_sub(removed.entries, Ordering::Relaxed);
             self.release(removed.bytes);
+            for variants in removed.variants {
+                if let Variants::One(entry) = variants {
+                    room::give_back(entry);
+                }
+            }
         }
     }
 

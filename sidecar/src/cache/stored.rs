@@ -49,7 +49,7 @@ impl Stored {
         out.extend_from_slice(itoa::Buffer::new().format(self.age).as_bytes());
         out.extend_from_slice(b"\r\n");
         out.extend_from_slice(status);
-        self.report().write(self.cache, out);
+        self.report().write(self.cache, |bytes| out.extend_from_slice(bytes));
         out.extend_from_slice(b"\r\n");
     }
 

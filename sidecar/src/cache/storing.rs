@@ -5,7 +5,8 @@ pub(crate) use crate::telemetry::metrics::{Bypass, Refusal};
 use super::{
     conditional::{Validators, updated},
     date,
-    directives::{RequestDirectives, ResponseDirectives},
+    directives::{RequestDirectives, ResponseDirectives, TARGETS},
+    entry::{self, Fields},
     freshness::{Arrival, Circumstances, Source, Terms, explicit, is_heuristically_cacheable},
     invalidation, key,
     range::Part,
@@ -16,9 +17,9 @@ use crate::{
     message::{GRPC_STATUS, WEFT_CACHE_TAGS, WEFT_ERROR},
     notable::Notable,
 };
-use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use smallvec::SmallVec;
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 use weft_config::snapshot::CacheRules;
 
 impl From<key::Unkeyable> for Bypass {
@@ -260,42 +261,73 @@ fn is_of_itself(asked: &Asked<'_>, headers: &HeaderMap) -> bool {
 }
 
 impl Keep {
-    /// The fields that are kept (section 3.1), with a `Date` if the response had none.
-    pub(crate) fn fields(&self, response: &HeaderMap, rules: &CacheRules) -> HeaderMap {
-        let mut headers = kept_fields(response, rules, self.terms.received);
-        for name in &self.withheld {
-            headers.remove(name);
-        }
-        headers
+    /// The fields that are kept (section 3.1), with labels that go on to callers' sidecars.
+    pub(crate) fn fields<'a>(
+        &'a self,
+        response: &'a HeaderMap,
+        rules: &'a CacheRules,
+        onward: Option<HeaderValue>,
+    ) -> Kept<'a> {
+        let added = onward.map(|labels| (WEFT_CACHE_TAGS, labels));
+        Kept { withheld: &self.withheld, added, ..Kept::of(response, rules, self.terms.received) }
     }
 }
 
-/// Fields of one exchange: not kept, not taken over from a 304.
-pub(crate) fn kept_fields(response: &HeaderMap, rules: &CacheRules, received: u32) -> HeaderMap {
-    let mut headers = response.clone();
-    strip_hop_by_hop(&mut headers, false);
-    headers.remove(header::AGE);
-    headers.remove("proxy-authentication-info");
-    if rules.strip_set_cookie {
-        headers.remove(header::SET_COOKIE);
+/// Fields of a response without those that are about one exchange: these are not kept, nor taken over from a 304. It has
+/// a `Date` if the response had none.
+pub(crate) struct Kept<'a> {
+    response: Cow<'a, HeaderMap>,
+    rules: &'a CacheRules,
+    date: Option<HeaderValue>,
+    withheld: &'a [HeaderName],
+    added: Option<(HeaderName, HeaderValue)>,
+}
+
+impl<'a> Kept<'a> {
+    fn of(response: &'a HeaderMap, rules: &'a CacheRules, received: u32) -> Self {
+        let date = (!response.contains_key(header::DATE)).then(|| date::write(received));
+        let response = match Notable::of(response).has(Notable::HOP) {
+            true => {
+                let mut headers = response.clone();
+                strip_hop_by_hop(&mut headers, false);
+                Cow::Owned(headers)
+            }
+            false => Cow::Borrowed(response),
+        };
+        Self { response, rules, date, withheld: &[], added: None }
     }
-    // How much is left of a rate limit was so for one caller at one moment.
-    for name in ["ratelimit", "ratelimit-policy"] {
-        headers.remove(name);
+
+    /// In their order, without the length of the body.
+    pub(crate) fn list(&self) -> Fields<'_> {
+        let kept = |name: &HeaderName| !is_of_one_exchange(name, self.rules) && !self.withheld.contains(name);
+        let mut list = entry::listed(&self.response, kept);
+        list.extend(self.date.as_ref().map(|date| (&header::DATE, date)));
+        list.extend(self.added.as_ref().map(|(name, value)| (name, value)));
+        list
     }
-    // What sidecars tell each other is about one exchange, but for what the application says to them of caching.
-    let own: SmallVec<[HeaderName; 2]> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with("weft-") && **name != super::directives::TARGETS[0])
-        .cloned()
-        .collect();
-    for name in own {
-        headers.remove(name);
+
+    /// The same as a map.
+    pub(crate) fn map(&self) -> HeaderMap {
+        entry::mapped(&self.list())
     }
-    if !headers.contains_key(header::DATE) {
-        headers.insert(header::DATE, date::write(received));
+}
+
+/// Whether a field is about one exchange, or for this sidecar alone.
+fn is_of_one_exchange(name: &HeaderName, rules: &CacheRules) -> bool {
+    if rules.tags.as_ref().is_some_and(|tags| tags.strip && tags.header == *name) {
+        return true;
     }
-    headers
+    let name = name.as_str();
+    match name.as_bytes().first() {
+        Some(b'a') => name == "age",
+        Some(b'p') => name == "proxy-authentication-info",
+        // How much is left of a rate limit was so for one caller at one moment.
+        Some(b'r') => matches!(name, "ratelimit" | "ratelimit-policy"),
+        Some(b's') => name == "set-cookie" && rules.strip_set_cookie,
+        // What sidecars tell each other, but for what the application says to them of caching.
+        Some(b'w') => name.starts_with("weft-") && name != TARGETS[0].as_str(),
+        _ => false,
+    }
 }
 
 /// What a stored response becomes by a 304 or a HEAD that is for it: the fields to answer with, and how it is kept from
@@ -309,7 +341,7 @@ pub(crate) fn refreshed(
     rules: &CacheRules,
     arrival: Arrival,
 ) -> (HeaderMap, Result<Keep, Refusal>) {
-    let mut headers = updated(stored, &kept_fields(new, rules, arrival.received));
+    let mut headers = updated(stored, &Kept::of(new, rules, arrival.received).map());
     // How old the answer is that was just confirmed is for it alone to say.
     if let Some(age) = new.get(header::AGE) {
         headers.insert(header::AGE, age.clone());

@@ -10,7 +10,11 @@ use crate::{
 };
 use http::{Method, Request};
 use http_body_util::BodyExt;
-use std::{cell::RefCell, collections::VecDeque, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    time::Duration,
+};
 use tokio::{sync::Notify, task::LocalSet};
 use weft_config::snapshot::{CacheKeyRules, CacheTtlRules};
 
@@ -27,6 +31,8 @@ struct Inner {
     asked: RefCell<Vec<Parts>>,
     /// Answers only when told, if there is one.
     gate: RefCell<Option<Rc<Notify>>>,
+    /// Changes the language of what it is asked on the way.
+    translates: Cell<bool>,
 }
 
 impl Script {
@@ -48,12 +54,19 @@ impl Script {
 impl Origin for Script {
     async fn fetch(&mut self, request: &mut Parts, _: Body) -> Result<Response<Body>, Error> {
         self.0.asked.borrow_mut().push(request.clone());
+        if self.0.translates.get() {
+            request.headers.insert(http::header::ACCEPT_LANGUAGE, HeaderValue::from_static("tlh"));
+        }
         let gate = self.0.gate.borrow().clone();
         if let Some(gate) = gate {
             gate.notified().await;
         }
         let step = self.0.steps.borrow_mut().pop_front().expect("nobody asks more than the script has");
         step.map_err(|kind| Error::new(kind, "as the script says"))
+    }
+
+    fn sends_as_asked(&self) -> bool {
+        !self.0.translates.get()
     }
 }
 
@@ -101,8 +114,9 @@ async fn respond(cache: &Rc<Cache>, request: &Parts, origin: &Script) -> Result<
             response
         }
         Looked::Go(plan) => {
-            let asking = Asking { request, apart: APART, until: None };
-            cache.go(plan, &asking, Body::Empty, &mut origin).await.map_err(|error| error.kind)?.0
+            let mut request = request.clone();
+            let mut asking = Asking { request: &mut request, apart: APART, until: None };
+            cache.go(plan, &mut asking, Body::Empty, &mut origin).await.map_err(|error| error.kind)?.0
         }
     };
     let mut response = response;
@@ -132,6 +146,23 @@ fn run(test: impl Future<Output = ()>) {
 /// Stale from the start, with what the response says of that.
 fn stale(cache_control: &str, body: &'static str) -> Response<Body> {
     answer(200, &[("cache-control", cache_control), ("age", "100"), ("etag", "\"1\"")], body)
+}
+
+#[test]
+fn who_an_answer_is_for_is_told_by_what_was_asked_whatever_is_changed_on_the_way() {
+    for translates in [false, true] {
+        run(async move {
+            let fields = [("cache-control", "max-age=60"), ("vary", "accept-language")];
+            let script = Script::default().then(Ok(answer(200, &fields, "one")));
+            script.0.translates.set(translates);
+            let cache = fresh_cache(CacheRules::default());
+            let german = get(&[("accept-language", "de")]);
+            assert_eq!(told(&cache, &german, &script).await.1, "one");
+            assert_eq!(told(&cache, &german, &script).await.0, "200 weft; hit; ttl=60");
+            let script = script.then(Ok(answer(200, &fields, "two")));
+            assert_eq!(told(&cache, &get(&[("accept-language", "tlh")]), &script).await.1, "two");
+        });
+    }
 }
 
 #[test]

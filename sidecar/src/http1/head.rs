@@ -4,6 +4,7 @@ use super::{Settings, case::Spellings, framing};
 use crate::{
     error::{Error, Kind},
     notable::Notable,
+    spare,
 };
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -200,7 +201,7 @@ fn header_map(
     extensions: &mut http::Extensions,
     mut look: impl FnMut(&HeaderName),
 ) -> Result<HeaderMap, Error> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
+    let mut headers = spare::map(fields.len());
     let mut spellings = Spellings::default();
     for (name, value) in fields {
         let name = &head[name.range()];

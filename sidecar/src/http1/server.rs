@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Kind},
     exchange::{Handler, Reset},
     io::Io,
-    tcp,
+    spare, tcp,
 };
 use http::{Method, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -236,7 +236,7 @@ async fn refuse<H: Handler>(conn: &Shared, handler: &H, error: Error, drain: &Dr
 
 /// Writes one answer, and settles what of the request is still unread.
 async fn respond(conn: &Shared, response: Response<Body>, asked: Asked, drain: &Drain) -> After {
-    let (head, mut body) = response.into_parts();
+    let (mut head, mut body) = response.into_parts();
     let mut encoder =
         Encoder::response(&asked.method, asked.version, head.status, &head.headers, &body.size_hint());
     let upstream = match mem::replace(&mut body, Body::Empty) {
@@ -284,6 +284,7 @@ async fn respond(conn: &Shared, response: Response<Body>, asked: Asked, drain: &
             encoder = Encoder::None;
         }
     }
+    spare::give_back(mem::take(&mut head.headers));
     if encoder.is_bodiless() || head.status == StatusCode::RESET_CONTENT {
         body = Body::Empty;
     }

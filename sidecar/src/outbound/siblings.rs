@@ -100,8 +100,8 @@ impl Outbound {
                 response
             }
             Looked::Go(plan) => {
-                let asking = Asking { request: head, apart, until: time.deadline.instant() };
-                Box::pin(cache.go(plan, &asking, body, &mut upstream)).await?.0
+                let mut asking = Asking { request: head, apart, until: time.deadline.instant() };
+                Box::pin(cache.go(plan, &mut asking, body, &mut upstream)).await?.0
             }
         };
         Ok(time.bound(response))

@@ -58,6 +58,10 @@ impl cache::Origin for Upstream<'_> {
         Ok(response)
     }
 
+    fn sends_as_asked(&self) -> bool {
+        self.routed.filters().is_empty() && self.chosen.filters().is_empty()
+    }
+
     async fn ask(&mut self, question: ToSibling<'_>) -> Option<Response<Body>> {
         self.ask_sibling(question).await
     }

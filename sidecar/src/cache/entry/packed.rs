@@ -201,6 +201,7 @@ pub(in crate::cache) fn unpack(
     }
     let entry = Entry {
         block: Bytes::copy_from_slice(block),
+        over: 0,
         apart: None::<Box<Apart>>,
         case: case.map(Box::new),
         extent: extent.map(Box::new),
@@ -257,7 +258,7 @@ fn are_fields(section: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Draft, Key, tests::Sample};
+    use super::super::{Draft, Key, listed, tests::Sample};
     use super::*;
     use http::HeaderMap;
     use proptest::prelude::*;
@@ -310,7 +311,7 @@ mod tests {
                     selector: b"",
                     tags: &[],
                     status: StatusCode::PARTIAL_CONTENT,
-                    headers: draft.headers,
+                    fields: draft.fields,
                     case: None,
                     times: draft.times,
                     extent: Some(extent),
@@ -410,12 +411,13 @@ mod tests {
             let spelled = spelled.map(|value| HeaderValue::from_str(&value).unwrap());
             let case = spelled.as_ref().and_then(HeaderCase::from_header_value);
             let [requested, received, initial_age, lifetime, while_revalidate, if_error, useful_until] = times;
+            let fields = listed(&fields, |_| true);
             let draft = Draft {
                 key: Key::new(&key),
                 selector: selector.as_bytes(),
                 tags: &tags,
                 status: StatusCode::from_u16(status).unwrap(),
-                headers: &fields,
+                fields: &fields,
                 case: case.as_ref(),
                 times: Times { requested, received, initial_age, lifetime, while_revalidate, if_error, useful_until },
                 extent: None,

@@ -38,12 +38,13 @@ impl Sample {
 
     pub(crate) fn with<T>(&self, make: impl FnOnce(&Draft<'_>) -> T) -> T {
         let tags: Vec<_> = self.tags.iter().map(|tag| tag.as_bytes()).collect();
+        let fields = listed(&self.headers, |_| true);
         make(&Draft {
             key: Key::new(self.key.as_bytes()),
             selector: self.selector.as_bytes(),
             tags: &tags,
             status: StatusCode::OK,
-            headers: &self.headers,
+            fields: &fields,
             case: self.case.as_ref(),
             times: Times { useful_until: self.useful_until, ..Times::default() },
             extent: None,

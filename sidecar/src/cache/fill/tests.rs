@@ -551,7 +551,7 @@ fn a_confirmed_entry_goes_to_all_who_wait() {
         };
         let stale = seen.iter().next().expect("has one");
         let fresh = Sample::new("k").with(|draft| stale.refreshed(draft, filler.epoch())).expect("is small");
-        let kept = filler.keep(fresh);
+        let kept = filler.keep(fresh, seconds_now());
         assert!(matches!(waiter.wait(PATIENCE).await, Waited::Kept(entry) if Arc::ptr_eq(&entry, &kept)));
         assert!(matches!(store.turn(key, key, Some(&seen), seconds_now()), Turn::LookAgain));
         assert_eq!(store.statistics().entries, 1);

@@ -35,6 +35,8 @@ impl Spot {
 /// A resource.
 struct Slot {
     variants: Option<Variants>,
+    /// Where its key leads: what has to leave was not touched for long, so its key is not read once more for this.
+    spot: Spot,
     bytes: u32,
     /// Towards the newer; for a free slot nothing.
     newer: u32,
@@ -77,7 +79,7 @@ pub(super) struct Shard {
 /// What a change took out: freed by the caller once the lock is open.
 #[derive(Default)]
 pub(super) struct Removed {
-    pub(super) variants: Vec<Variants>,
+    pub(super) variants: SmallVec<[Variants; 16]>,
     pub(super) bytes: u64,
     pub(super) entries: u64,
 }
@@ -232,6 +234,7 @@ impl Shard {
     fn add(&mut self, spot: Spot, variants: Variants, bytes: u32, useful_until: u32, removed: &mut Removed) {
         let fresh = Slot {
             variants: Some(variants),
+            spot,
             bytes,
             newer: NONE,
             older: NONE,
@@ -289,8 +292,8 @@ impl Shard {
 
     /// Takes a slot out altogether.
     fn take(&mut self, slot: u32, removed: &mut Removed) -> Option<Spot> {
-        let place = self.slots.get(slot as usize)?;
-        let spot = Spot::of(Key::new(place.variants.as_ref()?.key_text()).hash());
+        let place = self.slots.get(slot as usize).filter(|place| place.variants.is_some())?;
+        let spot = place.spot;
         self.unlink(slot);
         self.table.remove(spot.print, slot);
         let place = &mut self.slots[slot as usize];

@@ -34,6 +34,10 @@ impl Origin for Circle {
         self.origin.fetch(request, body).await
     }
 
+    fn sends_as_asked(&self) -> bool {
+        true
+    }
+
     async fn ask(&mut self, question: ToSibling<'_>) -> Option<Response<Body>> {
         self.questions.set(self.questions.get() + 1);
         let validator = question.request.headers.get("if-none-match");
@@ -68,8 +72,9 @@ async fn call(cache: &Rc<Cache>, request: &Parts, circle: &Circle) -> Response<B
             response
         }
         Looked::Go(plan) => {
-            let asking = Asking { request, apart: APART, until: None };
-            cache.go(plan, &asking, Body::Empty, &mut origin).await.unwrap().0
+            let mut request = request.clone();
+            let mut asking = Asking { request: &mut request, apart: APART, until: None };
+            cache.go(plan, &mut asking, Body::Empty, &mut origin).await.unwrap().0
         }
     };
     unfold(&mut response);

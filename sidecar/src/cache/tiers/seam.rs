@@ -37,7 +37,7 @@ impl Cache {
         let Some(found) = self.by_these_rules(lookup, request, found) else { return Err(filler) };
         let now = seconds_now();
         if let Some(terms) = self.usable(lookup, request, &found) {
-            let kept = filler.keep(found);
+            let kept = filler.keep(found, now);
             let report = Report { detail, ..Report::hit(0) };
             return Ok((self.serve(request, &kept, &terms, now, report), Answered::Hit));
         }
