@@ -13,6 +13,7 @@ mod freshness;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod invalidation;
+mod keep;
 mod key;
 mod lookup;
 mod purge;
