@@ -1,11 +1,11 @@
 //! What applications do: calls through their sidecar's proxy port.
 
-use crate::{Body, BoxError, PATIENCE, empty, eventually};
+use crate::{Body, BoxError, PATIENCE, empty, eventually, full};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::{
-    body::Incoming,
+    body::{Body as _, Incoming},
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -120,12 +120,7 @@ impl Client {
 
     /// The same, for calls that must not fail or hang.
     pub async fn call(&self, request: Request<Body>) -> Answer {
-        let what = format!("{} {}", request.method(), request.uri());
-        match tokio::time::timeout(PATIENCE, self.try_call(request)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => panic!("{what}: {error:?}"),
-            Err(_) => panic!("{what}: no answer within {PATIENCE:?}"),
-        }
+        until_told(request, |request| self.try_call(request)).await
     }
 
     /// Calls with GET.
@@ -133,22 +128,13 @@ impl Client {
         self.get_with(url, &[]).await
     }
 
-    /// Calls with GET and these fields. Calls again where its sidecar says that the control plane did not tell in time of a
-    /// service that it asked for: a busy machine can take longer over that than a call waits for it.
+    /// Calls with GET and these fields.
     pub async fn get_with(&self, url: &str, headers: &[(&str, &str)]) -> Answer {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let mut request = Request::get(url);
-            for (name, value) in headers {
-                request = request.header(*name, *value);
-            }
-            let answer = self.call(request.body(empty()).expect("a request")).await;
-            let untold =
-                answer.weft_error() == "no_endpoint" && answer.text().contains("did not tell in time");
-            if !untold || Instant::now() > until {
-                return answer;
-            }
+        let mut request = Request::get(url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
+        self.call(request.body(empty()).expect("a request")).await
     }
 
     /// Waits until so many GETs in a row are answered with this text, by which somebody is known to take all calls. What
@@ -167,15 +153,47 @@ impl Client {
 
     /// One request over a fresh HTTP/2 connection.
     pub async fn call_http2(&self, request: Request<Body>) -> Answer {
-        let what = format!("{} {}", request.method(), request.uri());
-        let calling = async {
+        until_told(request, |request| async move {
             let mut sender = self.http2().await?;
             whole(sender.send_request(request).await?).await
+        })
+        .await
+    }
+}
+
+/// Makes a call that must not fail or hang. Makes it again where the sidecar says that the control plane did not tell in
+/// time of the service: a busy machine can take longer over that than a call waits for it, and nothing was sent.
+async fn until_told<F>(request: Request<Body>, make: impl Fn(Request<Body>) -> F) -> Answer
+where
+    F: Future<Output = Result<Answer, BoxError>>,
+{
+    let (head, mut body) = request.into_parts();
+    let what = format!("{} {}", head.method, head.uri);
+    // A body of unknown length is made as it is sent, and is there once.
+    let kept = match body.size_hint().exact() {
+        Some(_) => {
+            let kept = (&mut body).collect().await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            Some(kept.to_bytes())
+        }
+        None => None,
+    };
+    let until = Instant::now() + PATIENCE;
+    let mut first = Some(body);
+    loop {
+        let body = match &kept {
+            Some(bytes) => full(bytes.clone()),
+            None => first.take().unwrap_or_else(empty),
         };
-        match tokio::time::timeout(PATIENCE, calling).await {
+        let calling = make(Request::from_parts(head.clone(), body));
+        let answer = match tokio::time::timeout(PATIENCE, calling).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => panic!("{what}: {error:?}"),
             Err(_) => panic!("{what}: no answer within {PATIENCE:?}"),
+        };
+        let says = format!("{}{}", String::from_utf8_lossy(&answer.body), answer.header("grpc-message"));
+        let untold = answer.weft_error() == "no_endpoint" && says.contains("did not tell in time");
+        if !untold || kept.is_none() || Instant::now() > until {
+            return answer;
         }
     }
 }
