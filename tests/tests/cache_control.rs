@@ -369,6 +369,8 @@ async fn what_was_purged_is_gone_for_the_connections_of_all_workers() {
     let wide = set.mesh().sidecar(Beside::new("wide").workers(4)).await;
     assert_eq!(wide.metrics().await.sum("weft_workers", &[]), 4.0);
     let client = Client::new(wide.outbound());
+    // From then on it knows the service.
+    client.get(&format!("{URL}/warm")).await;
     let mut connections = join_all((0..64).map(|_| client.http1())).await;
     let mut ask = async |path: &str| {
         let answers = connections.iter_mut().map(|connection| {

@@ -499,7 +499,7 @@ async fn what_was_purged_does_not_come_back_from_a_sibling() {
         Ok(response)
     })
     .await;
-    let fields = ["where: both", "tiers: { siblings: { timeout: 2s } }", "tags: { header: cache-tag }"];
+    let fields = ["where: both", "tiers: { siblings: { timeout: 5s } }", "tags: { header: cache-tag }"];
     let fronts = Fronts::before(2, 3, &policy(&fields), origin).await;
     let all = async |paths: &[String]| {
         let calls = (0..3).flat_map(|n| paths.iter().map(move |path| (n, path)));
