@@ -43,7 +43,7 @@ pub(crate) use store::Stores;
 pub(crate) use stored::tests::hit;
 pub(crate) use stored::{Stored, unfold};
 pub(crate) use storing::Bypass;
-pub(crate) use tiers::Tiers;
+pub(crate) use tiers::{Secrets, Tiers};
 pub(crate) use upkeep::keep_up;
 pub(crate) use view::describe;
 

@@ -34,6 +34,10 @@ pub struct Settings {
     /// a CachePolicy keeps on disk.
     #[arg(long, env = "WEFT_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Directory of the secrets that policy names, with a folder NAMESPACE/NAME for each, as mounted Kubernetes Secrets
+    /// are; their files are read whenever they are needed.
+    #[arg(long, env = "WEFT_SECRETS_DIR")]
+    pub secrets_dir: Option<PathBuf>,
 
     /// Directory of policy YAML to run from without a control plane; watched for changes.
     #[arg(long, env = "WEFT_POLICY")]

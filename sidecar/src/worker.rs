@@ -90,7 +90,9 @@ impl Shared {
         log_level: Option<Level>,
     ) -> Self {
         let on_disk = settings.state_dir.as_ref().map(|dir| dir.join("cache"));
-        let caches = Arc::new(cache::Stores::new(cache::Tiers::new(metrics.tiers.clone(), on_disk)));
+        let secrets = cache::Secrets::new(settings.secrets_dir.as_deref());
+        let tiers = cache::Tiers::new(metrics.tiers.clone(), on_disk, secrets);
+        let caches = Arc::new(cache::Stores::new(tiers));
         metrics.set_kept(caches.clone());
         Self {
             settings,

@@ -93,6 +93,19 @@ impl Mesh {
         fs::rename(&beside, directory.join(name)).expect("renamed");
     }
 
+    /// Lays a file of a secret, in place of an earlier one, where every sidecar finds it.
+    pub fn secret(&self, name: &str, file: &str, text: &str) {
+        let folder = self.secrets_dir().join(NAMESPACE).join(name);
+        let beside = self.root.path().join("secret-being-written");
+        fs::create_dir_all(&folder).expect("a directory");
+        fs::write(&beside, text).expect("written");
+        fs::rename(&beside, folder.join(file)).expect("renamed");
+    }
+
+    fn secrets_dir(&self) -> PathBuf {
+        self.root.path().join("secrets")
+    }
+
     /// The control plane's state directory, where the CA is.
     pub fn state_dir(&self) -> &Path {
         &self.settings.state_dir
@@ -197,6 +210,7 @@ impl Mesh {
             ("--ca-file", ca_file.display().to_string()),
             ("--join-token-file", token_file.display().to_string()),
             ("--state-dir", state_dir.display().to_string()),
+            ("--secrets-dir", self.secrets_dir().display().to_string()),
             ("--outbound", at.outbound.to_string()),
             ("--inbound", at.inbound.to_string()),
             ("--admin", at.admin.to_string()),

@@ -61,6 +61,9 @@ pub(crate) struct Options {
     /// Where keys, certificates and last known policy are kept [default: .weft/<name of DIRECTORY>].
     #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
+    /// Where the secrets that policy names lie, in a folder NAMESPACE/NAME each [default: secrets in DIRECTORY].
+    #[arg(long, env = "WEFT_SECRETS_DIR", value_name = "DIRECTORY")]
+    secrets_dir: Option<PathBuf>,
     /// Port of the dashboard on 127.0.0.1; another one is taken if it is in use, and with 0 in any case.
     #[arg(long, default_value_t = 15080, value_name = "PORT")]
     dashboard_port: u16,
@@ -143,11 +146,13 @@ async fn up(options: &Options, colour: ColourChoice) -> Result<(), Failure> {
     // What is wrong with policy is shown here with its source line, so the control plane need not say it as well.
     let filter = format!("{filter},weft_control_plane::findings=off");
 
+    let secrets = options.secrets_dir.clone().unwrap_or_else(|| directory.join("secrets"));
     let house = House {
         executable: &executable,
         state: &state,
         cwd: &cwd,
         policy: &options.directory,
+        secrets: &secrets,
         filter: &filter,
         drain: options.stop_timeout.saturating_sub(Duration::from_secs(1)).max(Duration::from_secs(1)),
         control_plane,

@@ -29,6 +29,8 @@ pub(super) struct House<'a> {
     pub(super) cwd: &'a Path,
     /// The directory of policy as the user named it.
     pub(super) policy: &'a Path,
+    /// Where sidecars find secrets.
+    pub(super) secrets: &'a Path,
     /// The log filter of both programs.
     pub(super) filter: &'a str,
     /// How long requests in flight get when a sidecar stops.
@@ -83,6 +85,7 @@ impl House<'_> {
             .with("--ca-file", plane_state.join("ca.pem"))
             .with("--join-token-file", &token)
             .with("--state-dir", &folder)
+            .with("--secrets-dir", self.secrets)
             .with("--outbound", outbound.to_string())
             .with("--inbound", inbound.to_string())
             .with("--advertise", inbound.to_string())
@@ -166,6 +169,7 @@ mod tests {
             state: &state,
             cwd: Path::new("/"),
             policy: Path::new("-odd-/policy"),
+            secrets: Path::new("/policy/secrets"),
             filter: "warn",
             drain: Duration::from_secs(5),
             control_plane: ControlPlane { listen: at(1), metrics: at(2), dashboard: at(3) },

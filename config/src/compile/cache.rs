@@ -12,8 +12,8 @@ use crate::document::{CachePolicy, Document, Located};
 use crate::identity::ServiceName;
 use crate::matching::normalize_path;
 use crate::snapshot::{
-    CacheKeyRules, CacheOverride, CacheParameters, CachePath, CacheRedis, CacheRules, CacheTagRules,
-    CacheTierRules, CacheTtlRules, CachedMethod,
+    CacheKeyRules, CacheOverride, CacheParameters, CachePath, CacheRedis, CacheRedisTls, CacheRules,
+    CacheTagRules, CacheTierRules, CacheTtlRules, CachedMethod,
 };
 use http::HeaderName;
 use std::{sync::Arc, time::Duration};
@@ -121,7 +121,7 @@ pub(super) fn compile(policy: &CachePolicy, found: &Located, findings: &mut Find
         grpc: grpc.collect(),
         tags,
         coalesce: coalesces.then(|| or(spec.coalescing.max_wait, Duration::from_secs(5))),
-        tiers: tiers(&spec.tiers),
+        tiers: tiers(&spec.tiers, policy.metadata.namespace()),
     }
 }
 
@@ -196,14 +196,27 @@ fn path(text: &str, found: &Located, field: &str, findings: &mut Findings) -> Op
     }
 }
 
-fn tiers(written: &CacheTiers) -> CacheTierRules {
+fn tiers(written: &CacheTiers, namespace: &str) -> CacheTierRules {
+    // Secrets are those of the policy's own namespace, whoever works by it: nobody can name those of others.
+    let secret = |name: &String| Arc::from(format!("{namespace}/{name}"));
     CacheTierRules {
         siblings: written.siblings.as_ref().map(|tier| or(tier.timeout, Duration::from_millis(100))),
         redis: written.redis.as_ref().map(|tier| CacheRedis {
             address: tier.address.as_str().into(),
             prefix: tier.prefix.as_deref().unwrap_or("weft:").into(),
             timeout: or(tier.timeout, Duration::from_millis(20)),
+            credentials: tier.credentials.as_ref().map(|written| secret(&written.secret)),
+            tls: tier.tls.as_ref().map(|tls| CacheRedisTls {
+                secret: tls.secret.as_ref().map(secret),
+                server_name: tls.server_name.as_deref().unwrap_or_else(|| host(&tier.address)).into(),
+            }),
         }),
         disk: written.disk.as_ref().map(|tier| tier.max_bytes.0),
     }
+}
+
+/// The host of `host:port`, an IP address without its brackets.
+fn host(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
 }

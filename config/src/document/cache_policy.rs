@@ -241,6 +241,35 @@ pub struct RedisTier {
     pub prefix: Option<String>,
     /// How long it is waited for before the origin is asked. Default: `20ms`.
     pub timeout: Option<PolicyDuration>,
+    /// As whom sidecars log in. Left out, they do not.
+    pub credentials: Option<RedisCredentials>,
+    /// Reaches it by TLS; `{}` verifies it by the certificate authorities that the system trusts. Left out, everything
+    /// goes in plain text.
+    pub tls: Option<RedisTls>,
+}
+
+/// As whom sidecars log in to a Redis server. Policy says only where they find it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RedisCredentials {
+    /// The secret: a folder of this name under that of the policy's namespace in each sidecar's `--secrets-dir`, with a
+    /// file `password` and, for a user other than `default`, a file `username`. Example: `redis`.
+    #[schemars(length(min = 1, max = 253), extend("format" = "secret-name"))]
+    pub secret: String,
+}
+
+/// How a Redis server is reached by TLS. Its certificate is always verified.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RedisTls {
+    /// A secret, found like that of `credentials`. Its file `ca.crt` has the certificate authorities that the server's
+    /// certificate must come from, in place of the system's; with `tls.crt` and `tls.key` sidecars show a certificate
+    /// of their own. Each may be left out.
+    #[schemars(length(min = 1, max = 253), extend("format" = "secret-name"))]
+    pub secret: Option<String>,
+    /// The name that the server's certificate must be for. Default: the host of `address`.
+    #[schemars(length(min = 1, max = 253), extend("format" = "hostname"))]
+    pub server_name: Option<String>,
 }
 
 /// Keeps more on disk than fits in memory.

@@ -118,6 +118,12 @@ impl<'a> Walk<'a> {
     fn mistyped(&mut self, node: &Node, schema: &Value, path: &str) {
         let expected = expected(schema);
         let first = first_type(schema);
+        if let (NodeValue::Scalar { .. }, Some("secret-name")) =
+            (&node.value, schema.get("format").and_then(Value::as_str))
+        {
+            let message = format!("found something that is not shown here, expected {expected}");
+            return self.error(node.at, path, message, "if it is the name of a secret, put it in quotes");
+        }
         let cure = match &node.value {
             NodeValue::Scalar { text, plain: true } if first == "string" && !node.is_null() => {
                 let format = schema.get("format").and_then(Value::as_str).unwrap_or_default();
@@ -305,6 +311,9 @@ impl<'a> Walk<'a> {
             }
             return;
         }
+        if known.contains(&"credentials") && matches!(key, "password" | "username" | "user") {
+            cure = "name a secret in `credentials`: passwords do not belong into policy".to_owned();
+        }
         if cure.is_empty()
             && let Some(inner) = self.elsewhere(key, schema)
         {
@@ -369,7 +378,11 @@ impl<'a> Walk<'a> {
         } else if let Some(name) = schema.get("format").and_then(Value::as_str)
             && let Err(unfit) = format::check(name, text)
         {
-            let message = format!("found `{}`, expected {}", short(text), unfit.expected);
+            let found = match format::is_private(name, text) {
+                true => "something that is not shown here".to_owned(),
+                false => format!("`{}`", short(text)),
+            };
+            let message = format!("found {found}, expected {}", unfit.expected);
             self.error(at, path, message, unfit.cure);
         } else if let Ok(size) = text.parse::<crate::document::size::ByteSize>()
             && schema.get("format").is_some_and(|f| f == "byte-size")

@@ -23,7 +23,7 @@ fn unfit_with_cure(expected: &str, cure: impl Into<String>) -> Result<(), Unfit>
 /// A pattern for a format, for editors: it may let more pass than [`check`] does, never less.
 pub(crate) fn pattern(format: &str) -> Option<&'static str> {
     Some(match format {
-        "object-name" => "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
+        "object-name" | "secret-name" => "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
         "dns-label" => "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
         "header-name" | "token" => "^[A-Za-z0-9!#$%&'*+\\-.^_`|~]+$",
         "hostname" => "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
@@ -50,6 +50,13 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), Unfit> {
             Err(reason) => unfit(format!("a size such as `64KiB`: {reason}")),
         },
         "object-name" => object_name(text),
+        // What somebody took for the place of the secret itself is not shown again.
+        "secret-name" => object_name(text).map_err(|_| Unfit {
+            expected: format!("the name of a secret: {OBJECT_NAME}"),
+            cure:
+                "name the folder in `--secrets-dir` that holds the files; passwords do not belong into policy"
+                    .to_owned(),
+        }),
         "dns-label" => dns_label(text),
         "header-name" => header_name(text),
         "token" if !text.is_empty() && text.bytes().all(token_byte) => Ok(()),
@@ -164,15 +171,14 @@ fn dns_label(text: &str) -> Result<(), Unfit> {
     )
 }
 
+const OBJECT_NAME: &str = "small letters, digits, `-` and `.`, with a letter or digit at both ends";
+
 fn object_name(text: &str) -> Result<(), Unfit> {
     let fits = |text: &str| text.len() <= 253 && text.split('.').all(label);
     if fits(text) {
         return Ok(());
     }
-    unfit_with_cure(
-        "small letters, digits, `-` and `.`, with a letter or digit at both ends",
-        lower_case_cure(text, fits),
-    )
+    unfit_with_cure(OBJECT_NAME, lower_case_cure(text, fits))
 }
 
 fn hostname(text: &str, wildcard: bool) -> Result<(), Unfit> {
@@ -333,7 +339,34 @@ fn host_port(text: &str) -> Result<(), Unfit> {
             || host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok())
             && port.parse::<u16>().is_ok_and(|port| port > 0)
     });
-    if fits { Ok(()) } else { unfit("a host and a port, such as `redis.shop:6379`") }
+    const EXPECTED: &str = "a host and a port, such as `redis.shop:6379`";
+    if fits {
+        return Ok(());
+    }
+    let (scheme, rest) = text.split_once("://").map_or(("", text), |(scheme, rest)| (scheme, rest));
+    if rest.contains('@') {
+        return unfit_with_cure(
+            EXPECTED,
+            "take user name and password out of it: policy only names a secret",
+        );
+    }
+    let plain = rest.split('/').next().unwrap_or_default();
+    match scheme {
+        "rediss" if host_port(plain).is_ok() => {
+            unfit_with_cure(EXPECTED, format!("write `{plain}`, and `tls: {{}}` beside it"))
+        }
+        "redis" if host_port(plain).is_ok() => unfit_with_cure(EXPECTED, format!("write `{plain}`")),
+        _ => unfit(EXPECTED),
+    }
+}
+
+/// Whether a text that does not fit may be a secret, which must not be told to those who only read what is wrong.
+pub(crate) fn is_private(format: &str, text: &str) -> bool {
+    match format {
+        "secret-name" => true,
+        "host-port" => text.contains('@'),
+        _ => false,
+    }
 }
 
 /// A date or a time in UTC as numbers that compare as the times do.
@@ -457,7 +490,11 @@ mod tests {
             &["2023-02-29", "2026-13-01", "26-1-1", "2026-12-31T24:00:00Z", "2026-12-31T1Z"],
         );
         fits("host-port", &["redis.shop:6379", "[::1]:1", "10.0.0.1:1"]);
-        fits_not("host-port", &["redis", "redis:0", ":1", "redis:x"]);
+        fits_not("host-port", &["redis", "redis:0", ":1", "redis:x", "redis://a:1", "a:b@c:1"]);
+        assert_eq!(cure("host-port", "redis://a.b:1"), "write `a.b:1`");
+        assert_eq!(cure("host-port", "rediss://a.b:1/0"), "write `a.b:1`, and `tls: {}` beside it");
+        fits("secret-name", &["redis", "a.b-c"]);
+        fits_not("secret-name", &["", "..", "a/b", "../a", "/etc", "a..b", "A", "."]);
         fits("http-method", &["GET", "PURGE"]);
         assert_eq!(cure("http-method", "get"), "write `GET`");
     }
@@ -465,7 +502,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_fits_a_format_fits_its_pattern(text in "[a-zA-Z0-9*./:_-]{0,12}|/[a-z*/]{0,6}|GET|[a-z]{1,4}(://|/|:)[a-z0-9]{1,4}") {
-            for format in ["object-name", "dns-label", "header-name", "token", "hostname", "hostname-or-wildcard",
+            for format in ["object-name", "secret-name", "dns-label", "header-name", "token", "hostname", "hostname-or-wildcard",
                 "absolute-path", "path-pattern", "socket-address", "host-port", "identity", "trust-domain", "http-method",
                 "grpc-service", "grpc-method", "cors-origin", "date-or-time"]
             {
@@ -479,7 +516,7 @@ mod tests {
             "token", "duration-gep2257", "byte-size", "object-name", "dns-label", "header-name", "header-value", "hostname",
             "hostname-or-wildcard", "absolute-path", "path-pattern", "ip", "socket-address", "identity",
             "trust-domain", "http-method", "app-protocol", "grpc-service", "grpc-method", "cors-origin",
-            "date-or-time", "host-port",
+            "date-or-time", "host-port", "secret-name",
         ])) {
             let _ = check(format, &text);
         }

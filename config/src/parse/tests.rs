@@ -503,3 +503,30 @@ fn a_file_may_hold_thousands_of_documents() {
     assert_eq!((parsed.documents.len(), parsed.diagnostics.len()), (2000, 0));
     assert_eq!(parsed.documents[1999].source.line, 2 + 1999 * 18);
 }
+
+fn redis(fields: &str) -> String {
+    format!(
+        "apiVersion: weft.mesh/v1alpha1\nkind: CachePolicy\nmetadata: {{ name: a }}\nspec:\n  targetRefs: [{{ kind: Service, name: a }}]\n  tiers:\n    redis:\n      {fields}\n"
+    )
+}
+
+#[test]
+fn what_may_be_a_password_in_the_wrong_place_is_not_repeated() {
+    let told = [
+        ("address: redis://weft:s3cret@redis.shop:6379", "take user name and password out of it"),
+        ("address: 's3cret@redis.shop:6379'", "take user name and password out of it"),
+        ("{ address: 'a:1', password: s3cret }", "name a secret in `credentials`"),
+        ("{ address: 'a:1', credentials: { password: s3cret } }", "known here"),
+        ("{ address: 'a:1', credentials: { secret: 's3cret!' } }", "passwords do not belong into policy"),
+        ("{ address: 'a:1', credentials: { secret: 53 } }", "not shown here"),
+        ("{ address: 'a:1', credentials: { secret: ../s3cret } }", "passwords do not belong into policy"),
+        ("{ address: 'a:1', tls: { secret: /etc/s3cret } }", "passwords do not belong into policy"),
+    ];
+    for (fields, cure) in told {
+        let found = findings(&redis(fields)).join("\n");
+        assert!(found.contains(cure) && found.contains("spec.tiers.redis"), "{fields}: {found}");
+        assert!(!found.contains("s3cret") && !found.contains("`53`"), "{fields}: {found}");
+    }
+    let good = redis("{ address: 'a:1', credentials: { secret: a }, tls: { secret: b } }");
+    assert_eq!(findings(&good), [""; 0]);
+}

@@ -332,7 +332,7 @@ spec: {{targetRefs: [{{kind: Service, name: product}}], where: both, tags: {{hea
 apiVersion: weft.mesh/v1alpha1
 kind: CachePolicy
 metadata: {{name: tiers, namespace: shop}}
-spec: {{targetRefs: [{{kind: Service, name: product-v2}}], tiers: {{siblings: {{}}, redis: {{address: 'a:1'}}, disk: {{maxBytes: 1GiB}}}}}}
+spec: {{targetRefs: [{{kind: Service, name: product-v2}}], tiers: {{siblings: {{}}, redis: {{address: 'a:1', credentials: {{secret: s}}, tls: {{secret: s, serverName: a.b}}}}, disk: {{maxBytes: 1GiB}}}}}}
 ---
 apiVersion: weft.mesh/v1alpha1
 kind: AuthorizationPolicy

@@ -177,4 +177,17 @@ pub struct CacheRedis {
     pub prefix: Arc<str>,
     /// How long it is waited for.
     pub timeout: Duration,
+    /// The secret with user name and password, as `<namespace>/<name>`.
+    pub credentials: Option<Arc<str>>,
+    /// How it is reached by TLS.
+    pub tls: Option<CacheRedisTls>,
+}
+
+/// How a Redis server is reached by TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheRedisTls {
+    /// The secret with certificates, as `<namespace>/<name>`.
+    pub secret: Option<Arc<str>>,
+    /// Whom the server's certificate must be for: a host name or an IP address.
+    pub server_name: Arc<str>,
 }

@@ -12,8 +12,8 @@ pub use authorization::{
 };
 
 pub use cache::{
-    CacheKeyRules, CacheOverride, CacheParameters, CachePath, CacheRedis, CacheRules, CacheTagRules,
-    CacheTierRules, CacheTtlRules, CachedMethod,
+    CacheKeyRules, CacheOverride, CacheParameters, CachePath, CacheRedis, CacheRedisTls, CacheRules,
+    CacheTagRules, CacheTierRules, CacheTtlRules, CachedMethod,
 };
 pub use calls::{
     Abort, Admission, Calls, Concurrency, ConcurrencyLimit, Cors, Deprecation, Fault, Hedge, HedgeAfter,

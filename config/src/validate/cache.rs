@@ -6,6 +6,7 @@ use crate::document::cache_policy::{
     CacheKey, CachePlace, CachePolicySpec, CacheTiers, CacheTtl, CacheTtlOverride,
 };
 use crate::document::target::TargetKind;
+use std::net::IpAddr;
 
 pub(super) fn cache_policy(findings: &mut Findings<'_>, spec: &CachePolicySpec) {
     targets(
@@ -239,6 +240,17 @@ fn tiers(findings: &mut Findings<'_>, spec: &CachePolicySpec) {
             );
         }
     }
+    if let Some(redis) = redis
+        && redis.credentials.is_some()
+        && redis.tls.is_none()
+        && !is_loopback(&redis.address)
+    {
+        findings.warning(
+            "spec.tiers.redis.credentials",
+            format!("the password goes to `{}` in plain text", shown(&redis.address)),
+            "add `tls: {}` beside it, if the server can",
+        );
+    }
     if let (Some(disk), Some(memory)) = (disk, spec.limits.max_bytes)
         && disk.max_bytes <= memory
     {
@@ -248,4 +260,10 @@ fn tiers(findings: &mut Findings<'_>, spec: &CachePolicySpec) {
             "raise this one or lower that one",
         );
     }
+}
+
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

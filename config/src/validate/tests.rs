@@ -259,6 +259,10 @@ fn cache(target: &str, parts: &str) -> Vec<String> {
     "limits: {maxBytes: 2MiB}\ntiers: {disk: {maxBytes: 1MiB}}",
     "warning spec.tiers.disk.maxBytes: no more fits on disk than in memory, where `limits.maxBytes` is `2MiB`"
 )]
+#[case(
+    "tiers: {redis: {address: 'redis.shop:6379', credentials: {secret: redis}}}",
+    "warning spec.tiers.redis.credentials: the password goes to `redis.shop:6379` in plain text"
+)]
 fn a_cache_policy_that_contradicts_itself_or_does_nothing_is_told(
     #[case] parts: &str,
     #[case] expected: &str,
@@ -290,6 +294,9 @@ fn a_cache_policy_on_grpc_routes_lists_methods(#[case] parts: &str, #[case] expe
 )]
 #[case("ttl: {overrides: [{statuses: [200], ttl: 0s}, {ttl: 1s}]}")]
 #[case("tiers: {siblings: {timeout: 1s}, redis: {address: 'a:1', timeout: 2s}, disk: {maxBytes: 1GiB}}")]
+#[case("tiers: {redis: {address: 'a:1', credentials: {secret: s}, tls: {}}}")]
+#[case("tiers: {redis: {address: 'localhost:1', credentials: {secret: s}}}")]
+#[case("tiers: {redis: {address: '[::1]:1', credentials: {secret: s}}}")]
 fn what_a_cache_policy_can_mean_is_not_found_fault_with(#[case] parts: &str) {
     assert_eq!(cache("Service", parts), Vec::<String>::new());
 }

@@ -17,6 +17,7 @@ mod since;
 mod thread;
 mod wider;
 
+pub(crate) use redis::Secrets;
 pub(crate) use wider::Wider;
 
 use super::{entry::Entry, store::What};
@@ -162,6 +163,7 @@ pub(crate) struct Tiers {
     metrics: Arc<metrics::Tiers>,
     /// Where disk tiers are; `None` where there is no place for them.
     dir: Option<PathBuf>,
+    secrets: Secrets,
     policies: Mutex<BTreeMap<Arc<str>, Policy>>,
     /// List and number of the control plane's last purge that was carried out.
     last_purge: Mutex<(String, u64)>,
@@ -180,11 +182,12 @@ struct Policy {
 
 impl Tiers {
     /// `dir` is where disk tiers are.
-    pub(crate) fn new(metrics: Arc<metrics::Tiers>, dir: Option<PathBuf>) -> Self {
+    pub(crate) fn new(metrics: Arc<metrics::Tiers>, dir: Option<PathBuf>, secrets: Secrets) -> Self {
         let last_purge = Mutex::new(dir.as_deref().and_then(carried_out::read).unwrap_or_default());
         Self {
             metrics,
             dir,
+            secrets,
             policies: Mutex::default(),
             last_purge,
             misses: watch::Sender::default(),
@@ -259,7 +262,8 @@ impl Tiers {
         let old = before.and_then(|before| before.farther.as_ref());
         let redis = tiers.redis.as_ref().map(|settings| {
             let same = old.and_then(|old| old.redis.clone()).filter(|old| old.settings() == settings);
-            same.unwrap_or_else(|| Redis::start(&rules.id, settings.clone(), self.metrics.clone(), &runtime))
+            let (secrets, metrics) = (self.secrets.clone(), self.metrics.clone());
+            same.unwrap_or_else(|| Redis::start(&rules.id, settings.clone(), secrets, metrics, &runtime))
         });
         let disk = tiers.disk.and_then(|bytes| {
             let size = disk::Size { bytes, most: rules.max_object_bytes };

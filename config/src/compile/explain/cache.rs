@@ -154,9 +154,11 @@ fn limits(rules: &CacheRules, default: &CacheRules) -> Option<String> {
 fn tiers(tiers: &CacheTierRules) -> String {
     let mut parts = Vec::new();
     parts.extend(tiers.siblings.map(|wait| format!("other sidecars of the service, for {}", time(wait))));
-    parts.extend(
-        tiers.redis.as_ref().map(|redis| format!("Redis at {}, for {}", redis.address, time(redis.timeout))),
-    );
+    parts.extend(tiers.redis.as_ref().map(|redis| {
+        let tls = if redis.tls.is_some() { " by TLS" } else { "" };
+        let whose = redis.credentials.as_ref().map(|secret| format!(" with the secret {secret}"));
+        format!("Redis at {}{tls}{}, for {}", redis.address, whose.unwrap_or_default(), time(redis.timeout))
+    }));
     parts.extend(tiers.disk.map(|bytes| format!("{} on disk", ByteSize(bytes))));
     format!("before the origin: {}", parts.join("; "))
 }

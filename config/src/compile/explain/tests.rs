@@ -209,7 +209,7 @@ spec:
   grpc: [{service: shop.v1.Inventory, method: Stock, ttl: 5s}]
   tags: {header: cache-tag}
   coalescing: {enabled: false}
-  tiers: {siblings: {}, redis: {address: 'redis.shop:6379'}, disk: {maxBytes: 10MiB}}
+  tiers: {siblings: {}, redis: {address: 'redis.shop:6379', credentials: {secret: redis}, tls: {}}, disk: {maxBytes: 10MiB}}
 ";
 
 /// What is told of the cache at the caller's about one request.
@@ -240,7 +240,7 @@ fn the_cache_is_told_field_by_field_where_it_differs_from_the_default() {
             "cache gRPC: /shop.v1.Inventory/Stock for 5s, by a digest of the message < CachePolicy shop/rule:70",
             "cache tags: purged by what cache-tag lists, which callers do not see < CachePolicy shop/rule:71",
             "cache coalescing: none: every request that finds nothing is sent on < CachePolicy shop/rule:72",
-            "cache tiers: before the origin: other sidecars of the service, for 100ms; Redis at redis.shop:6379, for 20ms; 10MiB on disk < CachePolicy shop/rule:73",
+            "cache tiers: before the origin: other sidecars of the service, for 100ms; Redis at redis.shop:6379 by TLS with the secret shop/redis, for 20ms; 10MiB on disk < CachePolicy shop/rule:73",
             "cache, this request: is looked up; a 200 is fresh for 1m < CachePolicy shop/rule:65",
         ]
     );

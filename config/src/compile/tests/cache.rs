@@ -1,7 +1,7 @@
 //! What CachePolicies compile to, and which of several holds.
 
 use super::*;
-use crate::snapshot::{CacheParameters, CachePath, CacheRules};
+use crate::snapshot::{CacheParameters, CachePath, CacheRedis, CacheRedisTls, CacheRules};
 use http::StatusCode;
 use std::time::Duration;
 
@@ -135,6 +135,24 @@ tiers: {siblings: {}, redis: {address: 'redis.shop:6379'}, disk: {maxBytes: 10Mi
     let redis = rules.tiers.redis.as_ref().expect("redis");
     assert_eq!((&*redis.address, &*redis.prefix), ("redis.shop:6379", "weft:"));
     assert_eq!((redis.timeout, rules.tiers.disk), (Duration::from_millis(20), Some(10 << 20)));
+    assert_eq!((&redis.credentials, &redis.tls), (&None, &None));
+}
+
+/// The Redis tier of a policy in the namespace `shop`.
+fn redis(fields: &str) -> CacheRedis {
+    let (port, _) = outbound(&cache_policy("c", SERVICE, &format!("tiers: {{redis: {{{fields}}}}}")));
+    port.expect("rules").tiers.redis.clone().expect("redis")
+}
+
+#[test]
+fn secrets_are_those_of_the_policy_s_namespace_and_the_server_is_who_the_address_says() {
+    let plain = redis("address: 'redis.shop:6379', credentials: {secret: a}, tls: {}");
+    assert_eq!(plain.credentials.as_deref(), Some("shop/a"));
+    assert_eq!(plain.tls, Some(CacheRedisTls { secret: None, server_name: "redis.shop".into() }));
+    let tls = redis("address: '[::1]:6379', tls: {secret: b}").tls;
+    assert_eq!(tls, Some(CacheRedisTls { secret: Some("shop/b".into()), server_name: "::1".into() }));
+    let tls = redis("address: '10.0.0.1:6379', tls: {serverName: redis.internal}").tls.expect("TLS");
+    assert_eq!(&*tls.server_name, "redis.internal");
 }
 
 #[test]

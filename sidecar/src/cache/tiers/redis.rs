@@ -2,8 +2,14 @@
 //! say beyond that: no request waits longer for it than the policy allows, none at all while it fails, and nothing is
 //! taken from it that a purge was for.
 
+mod connect;
 mod known;
+mod secret;
 mod server;
+mod tls;
+mod trouble;
+
+pub(crate) use secret::Secrets;
 
 use super::{
     Asked, Found,
@@ -21,8 +27,9 @@ use crate::{
     },
     telemetry::metrics::{Given, Looked, Tier, Tiers},
 };
+use connect::{Connected, Connection, connect};
 use known::{Known, Pending};
-use redis::{RedisResult, aio::MultiplexedConnection};
+use redis::RedisResult;
 use server::{BACKGROUND, Gift, Names, State};
 use std::{
     sync::{
@@ -36,6 +43,7 @@ use tokio::{
     sync::{Notify, mpsc},
     time::{sleep, timeout},
 };
+use trouble::Trouble;
 use weft_config::snapshot::CacheRedis;
 
 /// How often the purges of others are learned of while nothing is looked up.
@@ -52,7 +60,9 @@ const AHEAD_MAX: u32 = 10;
 
 /// The Redis server of one policy.
 pub(super) struct Redis {
+    policy: Box<str>,
     settings: CacheRedis,
+    secrets: Secrets,
     names: Names,
     metrics: Arc<Tiers>,
     link: Mutex<Link>,
@@ -61,6 +71,8 @@ pub(super) struct Redis {
     /// Something is pending.
     wake: Arc<Notify>,
     away: AtomicBool,
+    /// What stands in the way, as it was logged last.
+    said: Mutex<Option<String>>,
     looking: AtomicUsize,
     waiting: mpsc::Sender<Arc<Entry>>,
     waiting_bytes: AtomicUsize,
@@ -70,7 +82,7 @@ pub(super) struct Redis {
 struct Link {
     breaker: Breaker,
     /// One for look-ups, so that they never wait behind a large answer, and one for everything else.
-    connections: Option<(MultiplexedConnection, MultiplexedConnection)>,
+    connections: Option<(Connection, Connection)>,
     run: String,
 }
 
@@ -89,13 +101,16 @@ impl Redis {
     pub(super) fn start(
         policy: &str,
         settings: CacheRedis,
+        secrets: Secrets,
         metrics: Arc<Tiers>,
         runtime: &Handle,
     ) -> Arc<Self> {
         let (waiting, mut queue) = mpsc::channel::<Arc<Entry>>(WAITING_MAX);
         let redis = Arc::new(Self {
+            policy: policy.into(),
             names: Names::new(&settings.prefix, policy),
             settings,
+            secrets,
             link: Mutex::new(Link {
                 breaker: Breaker::open(Instant::now()),
                 connections: None,
@@ -105,6 +120,7 @@ impl Redis {
             pending: Mutex::default(),
             wake: Arc::default(),
             away: AtomicBool::new(false),
+            said: Mutex::default(),
             looking: AtomicUsize::new(0),
             waiting,
             waiting_bytes: AtomicUsize::new(0),
@@ -158,7 +174,7 @@ impl Redis {
     /// Reads what is there. The inner error says why nothing of it is of use.
     async fn look(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         asked: &Asked<'_>,
     ) -> RedisResult<Result<Found, Looked>> {
         let Some(generation) = locked(&self.known).generation() else { return Ok(Err(Looked::Skipped)) };
@@ -206,7 +222,7 @@ impl Redis {
     /// Whether what was read is what was asked for and was not purged.
     async fn judge(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         asked: &Asked<'_>,
         state: Option<State>,
         content: &[u8],
@@ -351,25 +367,54 @@ impl Redis {
             sleep(Duration::from_millis(50)).await;
             return Duration::from_millis(50);
         }
-        let outcome = timeout(3 * BACKGROUND, self.converse()).await;
-        match outcome {
-            Ok(Ok(more)) => {
+        match self.try_round().await {
+            Ok(more) => {
                 if locked(&self.link).breaker.succeeded() {
                     self.set_away(false);
-                    tracing::info!(server = %self.settings.address, "the cache uses Redis");
+                    *locked(&self.said) = None;
+                    tracing::info!(policy = %self.policy, server = %self.settings.address, "the cache uses Redis");
                 }
                 if more { Duration::ZERO } else { ROUND }
             }
-            Ok(Err(error)) => {
-                tracing::debug!(server = %self.settings.address, %error, "Redis cannot be used");
+            Err(trouble) => {
                 self.gave_up(open);
-                Duration::from_millis(50)
-            }
-            Err(_) => {
-                self.gave_up(open);
+                self.say(&trouble);
                 Duration::from_millis(50)
             }
         }
+    }
+
+    /// Connects if there is no connection, and says what is to be said. True if there is more.
+    async fn try_round(&self) -> Result<bool, Trouble> {
+        let connected = locked(&self.link).for_the_rest();
+        let connection = match connected {
+            Some(connection) => connection,
+            None => {
+                let came = connect(&self.settings, &self.secrets, &self.names).await;
+                self.metrics.connected(came.as_ref().map_or_else(|trouble| trouble.label(), |_| "connected"));
+                let Connected { for_requests, for_the_rest, run } = came?;
+                let mut link = locked(&self.link);
+                link.run = run;
+                link.connections = Some((for_requests, for_the_rest.clone()));
+                for_the_rest
+            }
+        };
+        match timeout(3 * BACKGROUND, self.converse(connection)).await {
+            Ok(said) => said.map_err(|error| Trouble::talk(&error)),
+            Err(_) => Err(Trouble::Silent("an answer")),
+        }
+    }
+
+    /// Logs what stands in the way of using the server, once until it is something else.
+    fn say(&self, trouble: &Trouble) {
+        let (server, text) = (&self.settings.address, trouble.to_string());
+        let mut said = locked(&self.said);
+        if !locked(&self.link).breaker.is_open() || said.as_ref() == Some(&text) {
+            tracing::debug!(%server, %trouble, "Redis cannot be used");
+            return;
+        }
+        tracing::warn!(policy = %self.policy, %server, cure = trouble.cure(), "the cache does without Redis: {trouble}");
+        *said = Some(text);
     }
 
     fn gave_up(&self, was_open: bool) {
@@ -386,19 +431,7 @@ impl Redis {
     }
 
     /// Everything that is to be said in one round. True if there is more.
-    async fn converse(&self) -> RedisResult<bool> {
-        let connected = locked(&self.link).for_the_rest();
-        let mut connection = match connected {
-            Some(connection) => connection,
-            None => {
-                let (for_requests, run) = server::connect(&self.settings.address).await?;
-                let (for_the_rest, _) = server::connect(&self.settings.address).await?;
-                let mut link = locked(&self.link);
-                link.run = run;
-                link.connections = Some((for_requests, for_the_rest.clone()));
-                for_the_rest
-            }
-        };
+    async fn converse(&self, mut connection: Connection) -> RedisResult<bool> {
         let run = locked(&self.link).run.clone();
         let fresh = fastrand::u64(1..1 << 53);
         let state = self.names.state(&mut connection, &run, fresh).await?;
@@ -431,12 +464,12 @@ impl Drop for Redis {
 }
 
 impl Link {
-    fn for_requests(&self) -> Option<MultiplexedConnection> {
+    fn for_requests(&self) -> Option<Connection> {
         let (connection, _) = self.connections.as_ref().filter(|_| !self.breaker.is_open())?;
         Some(connection.clone())
     }
 
-    fn for_the_rest(&self) -> Option<MultiplexedConnection> {
+    fn for_the_rest(&self) -> Option<Connection> {
         self.connections.as_ref().map(|(_, connection)| connection.clone())
     }
 }

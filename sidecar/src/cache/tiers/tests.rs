@@ -20,6 +20,8 @@ fn rules(id: &str, redis: Option<&str>) -> CacheRules {
         address: address.into(),
         prefix: "weft:".into(),
         timeout: Duration::from_secs(5),
+        credentials: None,
+        tls: None,
     });
     CacheRules {
         id: id.into(),
@@ -38,7 +40,7 @@ struct Sidecar {
 impl Sidecar {
     fn new(rules: &CacheRules, dir: Option<PathBuf>) -> Self {
         let metrics = Arc::<metrics::Tiers>::default();
-        let tiers = Tiers::new(metrics.clone(), dir);
+        let tiers = Tiers::new(metrics.clone(), dir, Secrets::default());
         let farther = tiers.of(rules).expect("has a tier");
         Self { tiers, metrics, farther }
     }

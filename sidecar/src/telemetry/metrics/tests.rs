@@ -72,6 +72,7 @@ fn further_places(metrics: &Metrics) {
     tiers.given(Tier::Disk, Given::Kept);
     tiers.written(Tier::Disk, 4096);
     tiers.purge_failed(Tier::Redis);
+    tiers.connected("refused");
 }
 
 /// Gives the families of admission a sample each.

@@ -66,6 +66,9 @@ impl Given {
     const NAMES: [&str; 4] = ["kept", "dropped", "purged", "error"];
 }
 
+/// What came of connecting to a Redis server.
+const CONNECTS: [&str; 7] = ["connected", "secret", "unreachable", "timeout", "tls", "refused", "error"];
+
 /// One tier's numbers, over all policies.
 #[derive(Default)]
 struct Counts {
@@ -80,7 +83,7 @@ struct Counts {
 
 /// Both tiers' numbers.
 #[derive(Default)]
-pub(crate) struct Tiers([Counts; Tier::ALL.len()]);
+pub(crate) struct Tiers([Counts; Tier::ALL.len()], [AtomicU64; CONNECTS.len()]);
 
 impl Tiers {
     fn of(&self, tier: Tier) -> &Counts {
@@ -125,6 +128,13 @@ impl Tiers {
         self.of(tier).away.fetch_add(if away { 1 } else { -1 }, Relaxed);
     }
 
+    /// A Redis server was tried to be connected to.
+    pub(crate) fn connected(&self, came: &str) {
+        if let Some(at) = CONNECTS.iter().position(|name| *name == came) {
+            self.1[at].fetch_add(1, Relaxed);
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn look_ups(&self, tier: Tier, came: Looked) -> u64 {
         self.of(tier).looked[came as usize].load(Relaxed)
@@ -156,6 +166,15 @@ impl Tiers {
             "weft_cache_tier_away",
             "CachePolicies whose further place is not asked because it is not there or failed too often, a number.",
         );
+        let mut connects = Family::counter(
+            "weft_cache_redis_connects_total",
+            "Attempts to connect to a Redis server, by what came of them.",
+        );
+        for (name, count) in CONNECTS.into_iter().zip(&self.1) {
+            if count.load(Relaxed) > 0 {
+                connects.sample(&[("result", name)], count.load(Relaxed) as f64);
+            }
+        }
         for tier in Tier::ALL {
             let (counts, tier) = (self.of(tier), ("tier", tier.name()));
             for (name, count) in Looked::NAMES.into_iter().zip(&counts.looked) {
@@ -180,7 +199,7 @@ impl Tiers {
                 away.sample(&[tier], counts.away.load(Relaxed).max(0) as f64);
             }
         }
-        for family in [looked, given, bytes, purges, away] {
+        for family in [looked, given, bytes, purges, away, connects] {
             family.done(out);
         }
     }

@@ -11,7 +11,8 @@ use super::super::{
     directory::{Place, place},
     wider::Wider,
 };
-use redis::{AsyncConnectionConfig, Client, RedisResult, aio::MultiplexedConnection};
+use super::connect::Connection;
+use redis::RedisResult;
 use std::time::Duration;
 
 /// How long anything may take that no request waits for.
@@ -26,6 +27,25 @@ const MARK_MS: u64 = 3_600_000;
 const STATE_MS: u64 = 30 * 86_400_000;
 /// The longest time that an answer is kept, whatever it says.
 const KEPT_MAX_S: u32 = 30 * 86_400;
+
+/// Does once all that is ever done there, with keys that are gone afterwards: who may not, or cannot, shows it before
+/// anything is entrusted to them.
+const TRIAL: &str = "
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('HSET', KEYS[1], 'n', '0')
+redis.call('HINCRBY', KEYS[1], 'n', 1)
+redis.call('HMGET', KEYS[1], 'n')
+redis.call('HGET', KEYS[1], 'n')
+redis.call('HLEN', KEYS[1])
+redis.call('HEXISTS', KEYS[1], 'n')
+redis.call('PTTL', KEYS[1])
+redis.call('PEXPIRE', KEYS[1], 1000)
+redis.call('ZADD', KEYS[2], 1, 'n')
+redis.call('ZCARD', KEYS[2])
+redis.call('ZRANGE', KEYS[2], 0, 1)
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, 1)
+redis.call('DEL', KEYS[1], KEYS[2])
+return 1";
 
 /// Reads the state, and begins a generation where there is none or the server is not the one that it is of.
 const STATE: &str = "
@@ -122,6 +142,15 @@ impl Names {
         Self { state: [&own[..], b"state"].concat(), log: [&own[..], b"purges"].concat(), own }
     }
 
+    /// Fails where the server does not let us do what has to be done.
+    pub(super) async fn trial(&self, connection: &mut Connection) -> RedisResult<()> {
+        // Those of others who come at the same time are other ones.
+        let key = |what: &str| [&self.own[..], what.as_bytes(), &fastrand::u64(..).to_be_bytes()].concat();
+        let mut command = redis::cmd("EVAL");
+        command.arg(TRIAL).arg(2).arg(key("trial:")).arg(key("trial:"));
+        command.query_async(connection).await
+    }
+
     fn uri(&self, generation: u64, uri: &[u8]) -> Vec<u8> {
         let mut key = self.own.clone();
         key.extend(hex(&generation.to_be_bytes()));
@@ -133,7 +162,7 @@ impl Names {
     /// The state, which a first one makes; `run` says which run of the server this is, `fresh` names a new generation.
     pub(super) async fn state(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         run: &str,
         fresh: u64,
     ) -> RedisResult<State> {
@@ -148,7 +177,7 @@ impl Names {
     /// seen. `None` for the state where there is none.
     pub(super) async fn read(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         generation: u64,
         uri: &[u8],
         places: &[Place],
@@ -172,7 +201,7 @@ impl Names {
     /// What lies at one place.
     pub(super) async fn one(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         generation: u64,
         uri: &[u8],
         at: Place,
@@ -181,10 +210,7 @@ impl Names {
     }
 
     /// The purges by hand with their numbers.
-    pub(super) async fn logged(
-        &self,
-        connection: &mut MultiplexedConnection,
-    ) -> RedisResult<Vec<(Wider, u64)>> {
+    pub(super) async fn logged(&self, connection: &mut Connection) -> RedisResult<Vec<(Wider, u64)>> {
         let mut command = redis::cmd("ZRANGE");
         command.arg(&self.log[..]).arg(0).arg(LOGGED_MAX).arg("WITHSCORES");
         let logged: Vec<(Vec<u8>, u64)> = command.query_async(connection).await?;
@@ -194,7 +220,7 @@ impl Names {
     /// Gives an answer to be kept. False if it was purged since it was asked for.
     pub(super) async fn keep(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         generation: u64,
         gift: &Gift<'_>,
     ) -> RedisResult<bool> {
@@ -214,7 +240,7 @@ impl Names {
     /// another one by now.
     pub(super) async fn purge(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         generation: u64,
         uris: &[Box<[u8]>],
         wide: &[Wider],
@@ -231,18 +257,6 @@ impl Names {
         }
         pipe.query_async(connection).await
     }
-}
-
-/// A connection, and which run of the server it leads to.
-pub(super) async fn connect(address: &str) -> RedisResult<(MultiplexedConnection, String)> {
-    let client = Client::open(format!("redis://{address}/"))?;
-    let settings = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(BACKGROUND))
-        .set_response_timeout(Some(BACKGROUND));
-    let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
-    let told: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
-    let run = told.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
-    Ok((connection, run.trim().to_owned()))
 }
 
 fn hex(bytes: &[u8]) -> impl Iterator<Item = u8> {

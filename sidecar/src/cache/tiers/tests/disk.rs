@@ -220,7 +220,7 @@ async fn the_last_purge_of_the_control_plane_is_known_after_a_restart() {
         assert_eq!(first.tiers.last_purge(), (log.to_owned(), last));
     }
     end(first).await;
-    let second = Tiers::new(Arc::default(), Some(path));
+    let second = Tiers::new(Arc::default(), Some(path), Secrets::default());
     assert_eq!(second.last_purge(), ("b".to_owned(), 2));
 }
 

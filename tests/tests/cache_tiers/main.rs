@@ -1,8 +1,13 @@
 //! Further places to look before the origin is asked: a real Redis server between sidecars, and a disk across restarts.
 
+mod access;
+mod seen;
+mod tls;
+
 use http::{Request, Response};
 use serde_json::json;
 use std::{
+    io::{Read, Write},
     net::TcpStream,
     process::{Child, Command, Stdio},
     sync::{
@@ -35,21 +40,26 @@ struct Redis {
 impl Redis {
     /// `None` where none is installed; where tools must be there, that fails.
     fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// The same with more arguments.
+    fn start_with(arguments: &[&str]) -> Option<Self> {
+        Self::start_by(|port| {
+            let more = arguments.iter().map(|argument| (*argument).to_owned());
+            ["--port".to_owned(), port].into_iter().chain(more).collect()
+        })
+    }
+
+    /// The same with arguments that it is made with for each port.
+    fn start_by(arguments: impl Fn(String) -> Vec<String>) -> Option<Self> {
         let until = Instant::now() + PATIENCE;
         // Somebody else may take a port that was free.
         loop {
             let (port, dir) = (free_port(), tempfile::tempdir().expect("a directory"));
             let spawned = Command::new("redis-server")
-                .args([
-                    "--port",
-                    &port.to_string(),
-                    "--bind",
-                    "127.0.0.1",
-                    "--save",
-                    "",
-                    "--appendonly",
-                    "no",
-                ])
+                .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+                .args(arguments(port.to_string()))
                 .arg("--dir")
                 .arg(dir.path())
                 .stdout(Stdio::null())
@@ -70,6 +80,25 @@ impl Redis {
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
+            assert!(Instant::now() < until, "redis-server does not start");
+        }
+    }
+
+    /// The tier with further fields.
+    fn tier_with(&self, fields: &str) -> String {
+        format!("redis: {{ address: '127.0.0.1:{}', timeout: 4s, {fields} }}", self.port)
+    }
+
+    /// Has commands carried out, each of which must be answered by `+OK`, or by a number.
+    fn tell(&self, commands: &[&str]) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        for command in commands {
+            stream.write_all(format!("{command}\r\n").as_bytes()).expect("sent");
+            let mut answer = [0; 512];
+            let length = stream.read(&mut answer).expect("answered");
+            let answer = String::from_utf8_lossy(&answer[..length]);
+            assert!(answer.starts_with(['+', ':']), "{command}: {answer}");
         }
     }
 
@@ -191,6 +220,34 @@ async fn until_kept(process: &Process, client: &Client, tier: &str, what: &str) 
         (kept(process, tier).await > before).then_some(path)
     })
     .await
+}
+
+/// How often connecting to Redis came to this.
+async fn connects(process: &Process, result: &str) -> u64 {
+    let label = format!("result=\"{result}\"");
+    process.metrics().await.sum("weft_cache_redis_connects_total", &[&label]) as u64
+}
+
+/// Waits until connecting to Redis has come to this, and that no request suffers from it or waits for it.
+async fn is_away_for(stage: &Stage, result: &str) {
+    let n = AtomicU64::new(0);
+    eventually(&format!("connecting to Redis comes to {result}"), PATIENCE, || async {
+        let answer = stage.client.get(&format!("{URL}/{result}/{}", n.fetch_add(1, Relaxed))).await;
+        is_from_the_origin(&answer);
+        (connects(&stage.caller, result).await > 0).then_some(())
+    })
+    .await;
+    let (before, failed) =
+        (look_ups(&stage.caller, REDIS, "skipped").await, ["timeout", "error", "miss", "hit"]);
+    for n in 0..20 {
+        is_from_the_origin(&stage.client.get(&format!("{URL}/away/{result}/{n}")).await);
+    }
+    assert_eq!(look_ups(&stage.caller, REDIS, "skipped").await, before + 20);
+    for asked in failed {
+        assert_eq!(look_ups(&stage.caller, REDIS, asked).await, 0, "{asked}");
+    }
+    let text = stage.caller.metrics().await.0;
+    assert!(text.lines().any(|line| line == format!("weft_cache_tier_away{{{REDIS}}} 1")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
