@@ -378,7 +378,12 @@ impl Redis {
             }
             Err(trouble) => {
                 self.gave_up(open);
-                self.say(&trouble);
+                if open {
+                    self.say(&trouble);
+                } else {
+                    // It worked until now; why it does not any more shows when it is connected to again.
+                    tracing::debug!(server = %self.settings.address, %trouble, "Redis failed");
+                }
                 Duration::from_millis(50)
             }
         }
@@ -409,11 +414,15 @@ impl Redis {
     fn say(&self, trouble: &Trouble) {
         let (server, text) = (&self.settings.address, trouble.to_string());
         let mut said = locked(&self.said);
-        if !locked(&self.link).breaker.is_open() || said.as_ref() == Some(&text) {
+        if said.as_ref() == Some(&text) {
             tracing::debug!(%server, %trouble, "Redis cannot be used");
             return;
         }
-        tracing::warn!(policy = %self.policy, %server, cure = trouble.cure(), "the cache does without Redis: {trouble}");
+        let cure = match trouble {
+            Trouble::Closed if self.settings.tls.is_some() => "see the server's log",
+            other => other.cure(),
+        };
+        tracing::warn!(policy = %self.policy, %server, cure, "the cache does without Redis: {trouble}");
         *said = Some(text);
     }
 
