@@ -112,7 +112,7 @@ async fn a_new_password_takes_effect_without_a_restart() {
     until_kept(&stage.caller, &stage.client, REDIS, "before").await;
     stage.mesh.secret("redis", "password", "new");
     redis.tell(&["AUTH old", "CONFIG SET requirepass new", "CLIENT KILL TYPE normal SKIPME yes"]);
-    eventually("it is connected to again", PATIENCE, || async {
+    eventually("it is connected to again", PATIENCE + SELDOM, || async {
         assert_eq!(stage.client.get(&format!("{URL}/meanwhile")).await.status, 200);
         (connects(&stage.caller, "connected").await > 1).then_some(())
     })

@@ -29,6 +29,8 @@ use weft_tests::{
 const URL: &str = "http://product:8080";
 const REDIS: &str = "tier=\"redis\"";
 const DISK: &str = "tier=\"disk\"";
+/// A tier that is away for long is tried no more often than this.
+const SELDOM: Duration = Duration::from_secs(10);
 
 /// A Redis server on a port and with a directory of its own.
 struct Redis {
@@ -199,7 +201,7 @@ async fn kept(process: &Process, tier: &str) -> u64 {
 async fn is_there(process: &Process, tier: &str) {
     let client = Client::new(process.outbound());
     client.get(&format!("{URL}/first")).await;
-    eventually("the tier is there", PATIENCE, || async {
+    eventually("the tier is there", PATIENCE + SELDOM, || async {
         let text = process.metrics().await.0;
         let line = format!("weft_cache_tier_away{{{tier}}} 0");
         text.lines().any(|found| found == line).then_some(())
@@ -231,7 +233,7 @@ async fn connects(process: &Process, result: &str) -> u64 {
 /// Waits until connecting to Redis has come to this, and that no request suffers from it or waits for it.
 async fn is_away_for(stage: &Stage, result: &str) {
     let n = AtomicU64::new(0);
-    eventually(&format!("connecting to Redis comes to {result}"), PATIENCE, || async {
+    eventually(&format!("connecting to Redis comes to {result}"), PATIENCE + SELDOM, || async {
         let answer = stage.client.get(&format!("{URL}/{result}/{}", n.fetch_add(1, Relaxed))).await;
         is_from_the_origin(&answer);
         (connects(&stage.caller, result).await > 0).then_some(())

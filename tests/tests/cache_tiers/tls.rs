@@ -120,7 +120,7 @@ async fn plain_text_to_a_port_for_tls_and_tls_to_one_that_is_not_fail_well() {
     is_away_for(&stage, "error").await;
     let Some(redis) = Redis::start() else { return };
     let stage = set(&redis, TLS, &[("ca.crt", &authority.pem)]).await;
-    let came = eventually("it is said why", PATIENCE, || async {
+    let came = eventually("it is said why", PATIENCE + SELDOM, || async {
         is_from_the_origin(&stage.client.get(&format!("{URL}/{}", fastrand::u64(..))).await);
         // A server that waits for the end of a line says nothing at all.
         for came in ["tls", "timeout"] {
