@@ -216,7 +216,7 @@ pub struct CacheTiers {
     /// Asks the other sidecars of the service: each key has one that fetches it for all. Off if left out.
     pub siblings: Option<SiblingTier>,
     /// Asks a Redis server. Off if left out.
-    pub redis: Option<RedisTier>,
+    pub redis: Option<Box<RedisTier>>,
     /// Keeps more on disk than fits in memory. Off if left out.
     pub disk: Option<DiskTier>,
 }
