@@ -28,6 +28,9 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 /// Brings a request into the form in which it is judged, routed and sent on. `trusted` if it comes from a sidecar, which
 /// may say things in our name. Says whether the request wants a connection of its own.
 pub(crate) fn prepare(request: &mut Parts, notable: Notable, trusted: bool) -> Result<bool, Error> {
+    if request.version == Version::HTTP_2 {
+        settle_host(request)?;
+    }
     let hop = notable.has(Notable::HOP);
     let upgrade = hop && request.version != Version::HTTP_2 && request.headers.contains_key(header::UPGRADE);
     let tunnel = upgrade || request.method == Method::CONNECT;
@@ -41,6 +44,32 @@ pub(crate) fn prepare(request: &mut Parts, notable: Notable, trusted: bool) -> R
         normalise(request)?;
     }
     Ok(tunnel)
+}
+
+/// HTTP/2 has a place for the host beside its fields. Where a `Host` says another one that place counts, as the target does
+/// in HTTP/1: what is routed, authorized and kept by one name must not be answered by another (RFC 9113 section 8.3.1).
+/// What HTTP/1 could not say is refused as it is there.
+pub(crate) fn settle_host(request: &mut Parts) -> Result<(), Error> {
+    let bad = |why: &'static str| Err(Error::new(Kind::BadRequest, why));
+    let mut hosts = request.headers.get_all(header::HOST).iter();
+    let (host, another) = (hosts.next(), hosts.next().is_some());
+    let Some(authority) = request.uri.authority().map(Authority::as_str) else {
+        return match host {
+            _ if another => bad("the request has several Host fields: it must have one"),
+            Some(host) if !host.to_str().is_ok_and(http1::is_host) => {
+                bad("Host is not a host name with an optional port")
+            }
+            _ => Ok(()),
+        };
+    };
+    if !http1::is_host(authority) {
+        return bad("the request's authority is not a host name with an optional port");
+    }
+    if another || host.is_some_and(|host| host != authority) {
+        let value = HeaderValue::from_str(authority).map_err(|_| invalid_uri())?;
+        request.headers.insert(header::HOST, value);
+    }
+    Ok(())
 }
 
 /// Puts the host of an HTTP/2 request where routes look for it, whatever the protocol calls it.
@@ -199,6 +228,41 @@ mod tests {
         assert_eq!(split_authority("[::1]"), Some(("[::1]", None)));
         assert_eq!(split_authority("a:x"), None);
         assert_eq!(split_authority("a:99999"), None);
+    }
+
+    fn over_http2(uri: &str, hosts: &[&'static str]) -> Result<Parts, Kind> {
+        let (mut parts, ()) = http::Request::get(uri).version(Version::HTTP_2).body(()).unwrap().into_parts();
+        for host in hosts {
+            parts.headers.append(header::HOST, HeaderValue::from_static(host));
+        }
+        let notable = Notable::of(&parts.headers);
+        prepare(&mut parts, notable, false).map_err(|error| error.kind)?;
+        ensure_host(&mut parts);
+        Ok(parts)
+    }
+
+    #[test]
+    fn over_http2_the_authority_is_the_host_whatever_a_field_says() {
+        for hosts in [&[][..], &["product:8080"], &["other"], &["product:8080", "other"], &["a b"]] {
+            let parts = over_http2("http://product:8080/a", hosts).unwrap();
+            let read: Vec<_> = parts.headers.get_all(header::HOST).iter().collect();
+            assert_eq!(read, ["product:8080"], "{hosts:?}");
+        }
+        let parts = over_http2("/a", &["product"]).unwrap();
+        assert_eq!(authority(&parts), Some("product"));
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused_over_http2_too() {
+        for (uri, hosts) in [
+            ("http://user@product/a", &[][..]),
+            ("http://user:secret@product:80/a", &["product:80"]),
+            ("/a", &["user@product"]),
+            ("/a", &["a/b"]),
+            ("/a", &["a", "b"]),
+        ] {
+            assert_eq!(over_http2(uri, hosts).err(), Some(Kind::BadRequest), "{uri} {hosts:?}");
+        }
     }
 
     #[test]

@@ -375,7 +375,7 @@ fn settle_host(request: &mut Request<()>) -> Result<(), Error> {
 }
 
 /// What may stand in `Host` may stand in a target: the next one reads it there.
-fn is_host(authority: &str) -> bool {
+pub(crate) fn is_host(authority: &str) -> bool {
     authority.bytes().all(is_host_byte)
 }
 

@@ -24,6 +24,7 @@ mod write;
 
 pub(crate) use case::{HeaderCase, write_name as write_field_name};
 pub(crate) use client::{Client, Recycle};
+pub(crate) use head::is_host;
 pub(crate) use hop_by_hop::strip_hop_by_hop;
 pub(crate) use incoming::Incoming;
 pub(crate) use server::serve;

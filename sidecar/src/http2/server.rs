@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Kind},
     exchange::{Back, Handler, Reset},
     io::Io,
+    message,
 };
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
@@ -157,17 +158,21 @@ struct Stream<H> {
 impl<H: Handler> Stream<H> {
     async fn run(self, request: Request<RecvStream>) {
         let method = request.method().clone();
-        let (request, tunnel) = self.hand_up(request);
-        let response = if self.is_too_large(&request) {
-            Some(self.handler.refuse(Error::new(
+        let (request, tunnel, host) = self.hand_up(request);
+        let wrong = if self.is_too_large(&request) {
+            Some(Error::new(
                 Kind::HeadersTooLarge,
                 format!(
                     "the request's header fields exceed {} fields or {} bytes; see limits in MeshPolicy",
                     self.settings.max_headers, self.settings.max_header_bytes
                 ),
-            )))
+            ))
         } else {
-            self.answer(request).await
+            host.err()
+        };
+        let response = match wrong {
+            Some(error) => Some(self.handler.refuse(error)),
+            None => self.answer(request).await,
         };
         // No response: the caller reset the stream, and with the handler's future all that it had begun is gone.
         if let Some(response) = response {
@@ -179,10 +184,15 @@ impl<H: Handler> Stream<H> {
         }
     }
 
-    /// The request as the handler is to see it. Of a `CONNECT`, the stream stays here: its bytes are no body.
-    fn hand_up(&self, request: Request<RecvStream>) -> (Request<Body>, Option<RecvStream>) {
+    /// The request as the handler is to see it, and whether its host is one. Of a `CONNECT`, the stream stays here: its
+    /// bytes are no body.
+    fn hand_up(
+        &self,
+        request: Request<RecvStream>,
+    ) -> (Request<Body>, Option<RecvStream>, Result<(), Error>) {
         let (mut parts, stream) = request.into_parts();
         translate::join_cookies(&mut parts.headers);
+        translate::trim_values(&mut parts.headers);
         let (body, tunnel) = if parts.method == Method::CONNECT {
             (Body::Empty, Some(stream))
         } else if stream.is_end_stream() {
@@ -190,14 +200,17 @@ impl<H: Handler> Stream<H> {
         } else {
             (Body::Http2(Incoming::request(stream, &parts.headers)), None)
         };
+        let mut host = Ok(());
         if self.settings.http1_messages {
             translate::case_in(&mut parts.headers, &mut parts.extensions);
+            // Who takes HTTP/1 messages goes by it that this was looked at when they were read.
+            host = message::settle_host(&mut parts);
         }
         let mut request = Request::from_parts(parts, body);
         if self.settings.http1_messages {
             translate::request_to_http1(&mut request);
         }
-        (request, tunnel)
+        (request, tunnel, host)
     }
 
     fn is_too_large(&self, request: &Request<Body>) -> bool {

@@ -106,6 +106,22 @@ pub(super) fn join_cookies(headers: &mut Fields) {
     }
 }
 
+/// Takes away blanks around values. HTTP/2 allows none there and HTTP/1 reads none, so a policy that looked at them would
+/// look at something else than the application (RFC 9113 section 8.2.1).
+pub(super) fn trim_values(headers: &mut HeaderMap) {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    for value in headers.values_mut() {
+        let bytes = value.as_bytes();
+        if !is_blank(bytes.first()) && !is_blank(bytes.last()) {
+            continue;
+        }
+        if let Ok(mut trimmed) = HeaderValue::from_bytes(bytes.trim_ascii()) {
+            trimmed.set_sensitive(value.is_sensitive());
+            *value = trimmed;
+        }
+    }
+}
+
 /// Sends the spelling of an HTTP/1 message's field names along, if they are not all conventional.
 pub(super) fn case_out(headers: &mut HeaderMap, extensions: &http::Extensions) {
     match extensions.get::<HeaderCase>().and_then(HeaderCase::to_header_value) {
@@ -197,5 +213,16 @@ mod tests {
         join_cookies(&mut headers);
         let all: Vec<_> = headers.get_all(COOKIE).iter().collect();
         assert_eq!(all, ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
+    fn blanks_around_values_are_none_of_theirs() {
+        let mut headers = HeaderMap::new();
+        for value in [" admin", "admin\t", "\t ", "a b", ""] {
+            headers.append("x-role", HeaderValue::from_static(value));
+        }
+        trim_values(&mut headers);
+        let all: Vec<_> = headers.get_all("x-role").iter().collect();
+        assert_eq!(all, ["admin", "admin", "", "a b", ""]);
     }
 }

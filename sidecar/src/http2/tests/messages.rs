@@ -313,3 +313,26 @@ async fn a_response_marked_for_reset_resets_its_stream_and_no_other() {
     })
     .await;
 }
+
+/// HTTP/1 refuses these where they are read; nobody looks again at a message that was carried in a stream.
+#[tokio::test]
+async fn an_http1_message_names_one_host_over_http2_too() {
+    run(async {
+        let app = |request: Request<Body>, _: &dyn Back| -> Answer {
+            let hosts: Vec<_> = request.headers().get_all("host").iter().cloned().collect();
+            assert_eq!(hosts, ["product:8080"]);
+            Box::pin(async { Response::new(Body::Empty) })
+        };
+        let (client, _drain) = mesh(app, Settings { http1_messages: true, ..brief() }).await;
+        for (uri, host, status) in [
+            ("http://product:8080/", "product:8080", 200),
+            ("http://product:8080/", "other", 200),
+            ("http://user@product:8080/", "product:8080", 400),
+        ] {
+            let request = Request::get(uri).version(Version::HTTP_2).header("host", host);
+            let response = send(&client, request.body(Body::Empty).expect("a request")).await.ok();
+            assert_eq!(response.expect("a response").status(), status, "{uri} {host}");
+        }
+    })
+    .await;
+}
