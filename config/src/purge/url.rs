@@ -2,7 +2,7 @@
 
 use super::{Invalid, invalid};
 use crate::{identity::ServiceName, matching::normalize_path, snapshot::Snapshot};
-use std::fmt;
+use std::{fmt, net::Ipv6Addr};
 
 /// A URL, or the beginning of some.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,8 +63,7 @@ impl Url {
         if host.is_empty() {
             return Err(wrong("has no host"));
         }
-        let in_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_[]:".contains(&byte);
-        if !host.bytes().all(in_host) {
+        if !is_host(host) {
             return Err(wrong("has a host that no call can have"));
         }
         let path = normalize_path(path).map_err(|why| wrong(&format!("has no valid path ({why})")))?;
@@ -89,6 +88,14 @@ impl Url {
     pub fn set_service(&mut self, service: ServiceName) {
         self.host = format!("{}.{}", service.name, service.namespace).into();
         self.service = Some(service);
+    }
+}
+
+/// A name, or an IPv6 address in brackets.
+fn is_host(host: &str) -> bool {
+    match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)),
     }
 }
 

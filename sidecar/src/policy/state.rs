@@ -138,9 +138,13 @@ impl State {
             if let Some(held) = entry.documents.held() {
                 all.push(resource(service, &held.version, Body::Documents(held.body.clone())));
             }
-            if let Some(held) = entry.endpoints.held() {
-                all.push(resource(endpoints, &held.version, Body::Endpoints(held.body.clone())));
-            }
+            // A service is in force that is served nowhere, or of which all that was said about that was refused. A later
+            // process must not wait for an answer before it goes by the rest. No version: it asks anew.
+            let (version, body) = match entry.endpoints.held() {
+                Some(held) => (held.version.as_str(), held.body.clone()),
+                None => ("", wire::Endpoints::default()),
+            };
+            all.push(resource(endpoints, version, Body::Endpoints(body)));
         }
         all
     }

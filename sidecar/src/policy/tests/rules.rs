@@ -473,6 +473,26 @@ fn content_of_another_kind_than_the_name_says_is_rejected() {
 }
 
 #[test]
+fn a_service_that_is_served_nowhere_is_kept_too() {
+    for endpoints_of_front in [None, Some(endpoints("front", "1", "nowhere"))] {
+        let mut before = Machine::connected();
+        before.know("product");
+        before.want("front");
+        let gone: &[&str] = if endpoints_of_front.is_none() { &["endpoints/shop/front"] } else { &[] };
+        let resources = [service_to("front", "1", "product")].into_iter().chain(endpoints_of_front).collect();
+        assert_eq!(before.update(resources, gone).answers, [(name("front"), Found::Yes)]);
+
+        let mut after = Machine::new();
+        let output = after.state.restore(before.state.resources(), after.now);
+        let snapshot = output.snapshot.expect("in force");
+        assert!(snapshot.service(&name("front")).is_some(), "its calls go to another service");
+        let Message::Subscribe(subscribe) = after.state.opened() else { panic!("a subscription") };
+        let asked = subscribe.add.iter().find(|s| s.name == "endpoints/shop/front").expect("subscribed");
+        assert_eq!(asked.version, "", "where it is served is still to be told");
+    }
+}
+
+#[test]
 fn what_was_kept_is_in_force_at_once_and_asked_for_by_version() {
     let mut before = Machine::connected();
     before.update(vec![mesh("1", "permissive"), workload("1", &["db"])], &[]);
