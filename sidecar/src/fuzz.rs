@@ -5,17 +5,25 @@
 //! into a module, it stands beside that module.
 
 use crate::{
-    cache, http1,
+    cache, http1, http2,
     message::split_authority,
     notable::Notable,
+    policy as subscribed,
     telemetry::trace::{RequestId, Trace},
-    tls::{Sniffed, client_hello},
-    traffic::deadline,
+    tls::{self, Sniffed, client_hello},
+    traffic::{deadline, session},
+    upstream::{health, retry_after},
 };
-use http::{HeaderMap, HeaderName, HeaderValue};
-use std::time::{Duration, Instant};
-use weft_config::{compile, parse, policy::Policy};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+use weft_config::{
+    compile, parse,
+    policy::Policy,
+    snapshot::{Session, cookie},
+};
 
+pub(crate) mod connection;
+mod names;
 #[cfg(test)]
 mod tests;
 
@@ -40,13 +48,28 @@ pub const TARGETS: &[Target] = &[
     Target { name: "cache_storing", run: cache::fuzz::storing, seeds: cache::fuzz::ANSWERS },
     Target { name: "cache_invalidation", run: cache::fuzz::invalidation, seeds: cache::fuzz::CHANGES },
     Target { name: "cache_key", run: cache::fuzz::key, seeds: cache::fuzz::KEYS },
+    Target { name: "cache_packed", run: cache::fuzz::packed, seeds: cache::fuzz::PACKED },
+    Target { name: "cache_directory", run: cache::fuzz::directory, seeds: cache::fuzz::DIRECTORIES },
+    Target { name: "cache_journal", run: cache::fuzz::journal, seeds: cache::fuzz::JOURNALS },
+    Target { name: "cache_purge", run: cache::fuzz::purge, seeds: cache::fuzz::PURGES },
+    Target { name: "cache_ask", run: cache::fuzz::ask, seeds: cache::fuzz::ASKS },
     Target { name: "http1_request", run: http1::fuzz::request, seeds: http1::fuzz::REQUESTS },
     Target { name: "http1_response", run: http1::fuzz::response, seeds: http1::fuzz::RESPONSES },
     Target { name: "http1_chunked", run: http1::fuzz::chunked, seeds: http1::fuzz::CHUNKED },
+    Target { name: "http1_case", run: http1::fuzz::case, seeds: http1::fuzz::CASES },
+    Target { name: "http1_connection", run: http1::fuzz::connection, seeds: http1::fuzz::CONNECTIONS },
+    Target { name: "http2_request", run: http2::fuzz::request, seeds: http2::fuzz::REQUESTS },
+    Target { name: "http2_connection", run: http2::fuzz::connection, seeds: http2::fuzz::CONNECTIONS },
     Target { name: "client_hello", run: hello, seeds: HELLOS },
+    Target { name: "certificate", run: tls::fuzz::certificate, seeds: tls::fuzz::CERTIFICATES },
     Target { name: "trace", run: trace, seeds: TRACES },
     Target { name: "deadline", run: times, seeds: TIMES },
+    Target { name: "session", run: sessions, seeds: SESSIONS },
+    Target { name: "health_answer", run: health::fuzz::answer, seeds: health::fuzz::ANSWERS },
     Target { name: "authority", run: authority, seeds: AUTHORITIES },
+    Target { name: "path", run: names::path, seeds: names::PATHS },
+    Target { name: "host", run: names::host, seeds: names::HOSTS },
+    Target { name: "update", run: subscribed::fuzz::update, seeds: subscribed::fuzz::UPDATES },
     Target { name: "policy", run: policy, seeds: POLICIES },
 ];
 
@@ -166,6 +189,8 @@ const TIMES: &[&[u8]] = &[
     b"grpc-timeout: 99999999H\nx-envoy-expected-rq-timeout-ms: 15000",
     b"x-envoy-upstream-rq-timeout-ms: 0\nweft-timeout: 18446744073709551615",
     b"grpc-timeout: 1S\ngrpc-timeout: 2u",
+    b"retry-after: Sunday, 06-Nov-94 08:49:37 GMT",
+    b"retry-after: 99999999999999999999",
 ];
 
 /// Time that is passed on never grows.
@@ -188,6 +213,59 @@ fn times(bytes: &[u8]) {
             deadline::read_from_sidecar(&headers, Notable::of(&headers), grpc, later).deadline.instant();
         assert_eq!(own.is_some(), told.deadline.instant().is_some());
     }
+    let wait = fields(bytes).get(header::RETRY_AFTER).map(|value| value.to_str().map(str::to_owned));
+    if let Some(Ok(wait)) = wait {
+        let early = retry_after(&wait, UNIX_EPOCH);
+        let late = retry_after(&wait, UNIX_EPOCH + Duration::from_secs(9));
+        assert_eq!(early.is_some(), late.is_some());
+        assert!(late <= early, "waiting makes no wait longer");
+    }
+}
+
+const SESSIONS: &[&[u8]] = &[
+    b"\x00\x00cookie: a=b; session=\"x\"; c=d",
+    b"\x01\x20x-session: AAAA\ncookie: session=1",
+    b"\x02\xffcookie: session\ncookie: session = x ;session=y",
+];
+
+/// Who was given a token is known by it, whatever else is sent along, and by no other.
+fn sessions(bytes: &[u8]) {
+    const NOW: u64 = 1_900_000_000;
+    let [kind, damage, rest @ ..] = bytes else { return };
+    let session = Session {
+        name: if kind & 1 == 0 { "session" } else { "x-session" }.into(),
+        in_header: kind & 1 == 1,
+        absolute_timeout: (kind & 2 != 0).then_some(Duration::from_secs(3600)),
+        idle_timeout: (kind & 4 != 0).then_some(Duration::from_secs(60)),
+        permanent: kind & 8 != 0,
+        path: String::from_utf8_lossy(&rest[..rest.len().min(12)]).into(),
+    };
+    let mut request = fields(rest);
+    // None can be made up by chance: it has a checksum.
+    assert_eq!(session::read(&session, &request, NOW), None);
+    let number = rest.iter().fold(u64::from(*damage), |all, byte| all.rotate_left(5) ^ u64::from(*byte));
+    let mut answer = HeaderMap::new();
+    session::write(&session, None, number, !number, NOW, &mut answer);
+    let token = if session.in_header {
+        answer.get("x-session").cloned()
+    } else {
+        let set: HeaderMap =
+            answer.get_all(header::SET_COOKIE).iter().map(|value| (header::COOKIE, value.clone())).collect();
+        cookie(&set, "session").and_then(|token| HeaderValue::from_str(token).ok())
+    };
+    let Some(token) = token else { panic!("no token in {answer:?}") };
+    let mut send = |token: &[u8]| {
+        let told = if session.in_header { token.to_vec() } else { [b"a=b; session=", token].concat() };
+        let name = if session.in_header { HeaderName::from_static("x-session") } else { header::COOKIE };
+        request.insert(name, HeaderValue::from_bytes(&told).ok()?);
+        session::read(&session, &request, NOW)
+    };
+    let pinned = send(token.as_bytes());
+    assert_eq!(pinned.map(|pinned| (pinned.backend, pinned.endpoint)), Some((number, !number)));
+    let mut damaged = token.as_bytes().to_vec();
+    let at = usize::from(*damage) % damaged.len();
+    damaged[at] = if damaged[at] == b'A' { b'B' } else { b'A' };
+    assert_eq!(send(&damaged), None, "damage is told");
 }
 
 const AUTHORITIES: &[&[u8]] =
@@ -217,7 +295,7 @@ const POLICIES: &[&[u8]] = &[
     b"apiVersion: weft.mesh/v1alpha1\nkind: CachePolicy\nmetadata: { name: a, namespace: b }\nspec:\n  targetRefs: [{ kind: Service, name: c }]\n  where: both\n  key: { query: { exclude: [utm_source], ignoreOrder: true }, headers: [x-a], cookies: [c], identity: true }\n  ttl: { default: 1m, max: 1h, overrides: [{ statuses: [404], paths: [/a/*], ttl: 1s, force: true }] }\n  stale: { whileRevalidate: 1s, ifError: 1h }\n  limits: { maxObjectBytes: 1MiB, maxBytes: 64MiB, maxVariants: 3 }\n  setCookie: strip\n  post: true\n  grpc: [{ service: a.B, method: C, ttl: 5s }]\n  tags: { header: cache-tag }\n  coalescing: { enabled: false, maxWait: 1s }\n  tiers: { siblings: {}, redis: { address: 'r:6379', credentials: { secret: s }, tls: { secret: t, serverName: r.s } }, disk: { maxBytes: 1GiB } }\n",
     b"apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: a, namespace: b }\nspec:\n  parentRefs: [{ group: \"\", kind: Service, name: c }]\n  rules:\n    - matches: [{ path: { type: RegularExpression, value: '/a(b|c)+' }, headers: [{ name: x, value: y }] }]\n      filters: [{ type: URLRewrite, urlRewrite: { path: { type: ReplacePrefixMatch, replacePrefixMatch: / } } }]\n      timeouts: { request: 1s }\n      backendRefs: [{ name: c, port: 80, weight: 3 }, { name: d, port: 80 }]\n",
     b"apiVersion: weft.mesh/v1alpha1\nkind: Workload\nmetadata: { name: c, namespace: b, labels: { app: c } }\nspec:\n  service: c\n  serviceAccount: c\n  ports: [{ port: 80, appProtocol: http }]\n---\napiVersion: weft.mesh/v1alpha1\nkind: TrafficPolicy\nmetadata: { name: t, namespace: b }\nspec:\n  targetRefs: [{ kind: Service, name: c }]\n  rateLimits: [{ name: all, requests: 3, per: 1h, key: [{ header: x }] }]\n  retries: { attempts: 2 }\n",
-    b"apiVersion: weft.mesh/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: a, namespace: b }\nspec:\n  targetRefs: [{ kind: Service, name: c }]\n  action: ALLOW\n  rules: [{ from: [{ serviceAccounts: [x] }], to: [{ methods: [GET], paths: [/a/*] }] }]\n",
+    b"apiVersion: weft.mesh/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: a, namespace: b }\nspec:\n  targetRefs: [{ kind: Service, name: c }]\n  action: ALLOW\n  rules: [{ from: [{ identities: [b/x] }], to: [{ methods: [GET], paths: [/a/*] }] }]\n",
     b"apiVersion: weft.mesh/v1alpha1\nkind: MeshPolicy\nmetadata: { name: mesh }\nspec: { mtls: permissive }\n---\n- &a [*a, {? b : c}]\n--- |\n text\n...\n",
 ];
 

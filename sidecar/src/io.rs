@@ -32,7 +32,7 @@ enum Stream {
     Server(Box<tokio_rustls::server::TlsStream<Rewound>>),
     Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// In-memory, for tests without sockets.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     Memory(tokio::io::DuplexStream),
 }
 
@@ -66,7 +66,7 @@ impl Io {
     }
 
     /// One end of an in-memory pipe.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn memory(stream: tokio::io::DuplexStream) -> Self {
         Self { prefix: BytesMut::new(), stream: Stream::Memory(stream), held: None }
     }
@@ -169,7 +169,7 @@ macro_rules! each {
             Stream::Plain($s) => $call,
             Stream::Server($s) => $call,
             Stream::Client($s) => $call,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             Stream::Memory($s) => $call,
         }
     };

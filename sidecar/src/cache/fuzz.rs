@@ -1,7 +1,14 @@
 //! Fuzz targets of what the cache reads: fields of requests and answers, and addresses.
 
+mod farther;
 mod keys;
 
+pub(crate) use super::{
+    key::is_one_message,
+    purge::fuzz::{PURGES, purge},
+    tiers::fuzz::{DIRECTORIES, JOURNALS, directory, journal},
+};
+pub(crate) use farther::{ASKS, PACKED, ask, packed};
 pub(crate) use keys::{KEYS, key};
 
 use super::{

@@ -4,6 +4,8 @@
 //! by. A purge names the service once and is compared with what each key's authority means to the callers that this
 //! sidecar stands beside, or with the service that the key says it was kept for where that is served.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod meaning;
 
 use super::store::{Announced, Manner, Stores, What};

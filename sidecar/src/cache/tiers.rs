@@ -17,6 +17,8 @@ mod since;
 mod thread;
 mod wider;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use disk::fuzz;
 pub(crate) use redis::Secrets;
 pub(crate) use wider::Wider;
 

@@ -1,15 +1,28 @@
 //! Fuzz targets of the HTTP/1 codec: heads and chunked bodies.
 
 use super::{
-    Settings,
+    HeaderCase, Settings,
     chunked::{ChunkedDecoder, Decoded, write_size},
     framing::{self, Decoder, Encoder},
     head::{Progress, parse_request_head, parse_response_head},
-    strip_hop_by_hop, write,
+    serve, server, strip_hop_by_hop, write, write_field_name,
 };
-use crate::error::Error;
+use crate::{
+    body::Body,
+    drain::Drain,
+    error::Error,
+    fuzz::{
+        connection::{Heard, Reader, talk},
+        first_line,
+    },
+};
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+    request::Parts,
+};
+use http_body::Body as _;
+use std::rc::Rc;
 
 pub(crate) const REQUESTS: &[&[u8]] = &[
     b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -151,6 +164,17 @@ pub(crate) fn request(bytes: &[u8]) {
     if !parts.headers.contains_key(header::HOST) {
         parts.headers.insert(header::HOST, HeaderValue::from_static("a"));
     }
+    sent_on(&parts, encoder(&head.body));
+}
+
+/// A head that is sent on is one request to whoever reads it, for the same.
+pub(crate) fn is_one_request(parts: &Parts) {
+    if parts.headers.get(header::HOST).is_some_and(|host| !host.is_empty()) {
+        sent_on(parts, Encoder::Length(5));
+    }
+}
+
+fn sent_on(parts: &Parts, framing: Encoder) {
     let mut expected = parts.headers.clone();
     // One line of cookies, as HTTP/1 has it.
     let cookies: Vec<_> = parts.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -160,7 +184,7 @@ pub(crate) fn request(bytes: &[u8]) {
         expected.insert(header::COOKIE, joined);
     }
     let mut sent = Vec::new();
-    write::request_head(&mut sent, &parts, encoder(&head.body));
+    write::request_head(&mut sent, parts, framing);
     let roomy = Settings { header_bytes: 64 * 1024, header_count: 64, ..Settings::default() };
     let mut input = BytesMut::from(&sent[..]);
     let again = match parse_request_head(&mut input, &roomy, &mut Progress::default()) {
@@ -173,7 +197,7 @@ pub(crate) fn request(bytes: &[u8]) {
     if parts.method != Method::CONNECT {
         assert_eq!(path(again.request.uri()), path(&parts.uri));
     }
-    assert_eq!(encoder(&again.body), encoder(&head.body));
+    assert_eq!(encoder(&again.body), framing);
     assert_eq!(end_to_end(again.request.headers().clone()), end_to_end(expected));
 }
 
@@ -227,6 +251,109 @@ pub(crate) fn response(bytes: &[u8]) {
     // Nobody sends cookies back in a `Cookie`, and several would become one.
     if !parts.headers.contains_key(header::COOKIE) {
         assert_eq!(end_to_end(again.headers().clone()), end_to_end(parts.headers));
+    }
+}
+
+/// An answer that is all there, written as the server does, is one answer with these fields to whoever reads it.
+pub(crate) fn is_one_answer(response: Response<Body>, headers: &HeaderMap) {
+    let (parts, body) = response.into_parts();
+    let framing =
+        Encoder::response(&Method::GET, Version::HTTP_11, parts.status, &parts.headers, &body.size_hint());
+    let stored = if let Body::Stored(stored) = &body { Some(stored) } else { None };
+    let mut sent = Vec::new();
+    write::response_head(&mut sent, &parts, stored, framing, write::Persistence::Implied);
+    let roomy = Settings { header_bytes: 1 << 20, header_count: 1 << 14, ..Settings::default() };
+    let mut input = BytesMut::from(&sent[..]);
+    let again = match parse_response_head(&mut input, &roomy, &mut Progress::default()) {
+        Ok(Some(again)) => again.response,
+        other => panic!("{} is {}", sent.escape_ascii(), outcome(&other.map(|head| head.is_some()))),
+    };
+    assert!(input.is_empty(), "one answer became two: {}", sent.escape_ascii());
+    assert_eq!(again.status(), parts.status);
+    let read = framing::response_body(&Method::GET, again.status(), again.headers(), again.version(), &roomy);
+    let length = server::at_hand(&body).map_or(0, <[u8]>::len) as u64;
+    match read.as_ref().map(encoder) {
+        Ok(Encoder::Length(said)) => {
+            assert!(said == length || framing == Encoder::Length(0), "{said} of {length}")
+        }
+        Ok(Encoder::None) => assert!(framing.is_empty()),
+        other => panic!("{other:?} of {framing:?}"),
+    }
+    let of = |headers: &HeaderMap| {
+        let mut all: Vec<_> = headers
+            .iter()
+            .filter(|(name, _)| !OWN.contains(name) && **name != header::COOKIE)
+            .map(|(name, value)| (name.clone(), value.as_bytes().trim_ascii().to_vec()))
+            .collect();
+        all.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+        all
+    };
+    assert_eq!(of(again.headers()), of(headers));
+}
+
+/// What is written beside what is kept.
+const OWN: [HeaderName; 5] = [
+    header::AGE,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TE,
+    HeaderName::from_static("cache-status"),
+];
+
+pub(crate) const CASES: &[&[u8]] = &[b"*,X-A,eTag\nx-a", b"X-A,x-A\netag", b" , *,,a b\nte", b"A\xff,B\nb"];
+
+/// However a name is said to be spelled, it is that name and nothing more.
+pub(crate) fn case(bytes: &[u8]) {
+    let (said, name) = first_line(bytes);
+    let case = HeaderValue::from_bytes(said).ok().as_ref().and_then(HeaderCase::from_header_value);
+    let Ok(name) = HeaderName::from_bytes(name) else { return };
+    let mut written = Vec::new();
+    write_field_name(&mut written, &name, case.as_ref());
+    assert!(written.eq_ignore_ascii_case(name.as_str().as_bytes()), "{}", written.escape_ascii());
+    let Some(case) = case else { return };
+    let Some(value) = case.to_header_value() else { panic!("it is no longer than it was") };
+    if let Some(again) = HeaderCase::from_header_value(&value) {
+        assert_eq!(again, case);
+        let mut same = Vec::new();
+        write_field_name(&mut same, &name, Some(&again.detached()));
+        assert_eq!(same, written);
+    }
+}
+
+pub(crate) const CONNECTIONS: &[&[u8]] = &[
+    b"\x00GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    b"\x01POST /c HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloPUT / HTTP/1.1\r\nHost: b\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nHEAD / HTTP/1.0\r\n\r\n",
+    b"\x02POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhiOPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\x03GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"\x04CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\nbytes",
+];
+
+/// What a caller gets served that sends these bytes in pieces of `step`.
+fn served(bytes: &[u8], step: usize) -> Vec<Heard> {
+    let reader = Reader::default();
+    let handler = Rc::new(reader.clone());
+    talk(bytes.chunks(step.max(1)), |io| serve(io, handler, settings(), Rc::new(Drain::default())));
+    reader.heard()
+}
+
+/// However a connection's bytes come, the same requests are served, and each of them is one.
+pub(crate) fn connection(bytes: &[u8]) {
+    let Some((step, message)) = bytes.split_first() else { return };
+    let whole = served(message, message.len());
+    // Of a long one every byte alone would take too long.
+    let cut = served(message, usize::from(*step % 16).max(message.len() / 256));
+    let short = |heard: &Heard| {
+        let parts = &heard.parts;
+        (parts.method.clone(), parts.uri.clone(), parts.version, parts.headers.clone(), heard.body.clone())
+    };
+    let complete =
+        |all: &[Heard]| all.iter().filter(|heard| heard.body.is_some()).map(short).collect::<Vec<_>>();
+    assert_eq!(complete(&whole), complete(&cut), "pieces make a difference");
+    let longest = whole.iter().filter_map(|heard| heard.body.as_ref()).map(bytes::Bytes::len).sum::<usize>();
+    assert!(longest <= message.len(), "bodies are made of what came");
+    for mut heard in whole {
+        strip_hop_by_hop(&mut heard.parts.headers, false);
+        is_one_request(&heard.parts);
     }
 }
 

@@ -3,6 +3,8 @@
 mod client;
 mod cork;
 mod fault;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod incoming;
 mod live;
 mod outgoing;

@@ -4,6 +4,8 @@ mod backoff;
 mod compiling;
 mod entry;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod identity;
 mod last_known_good;
 mod link;

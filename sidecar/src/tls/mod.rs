@@ -1,6 +1,8 @@
 //! Mutual TLS between sidecars: certificates and trust bundles that rotate under live traffic, and both handshakes.
 
 mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod issue;
 mod sniff;
 mod verify;

@@ -7,6 +7,9 @@
 
 mod probe;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use probe::fuzz;
+
 use super::{connect::Connector, endpoint::Endpoint, guard::Standing};
 use crate::telemetry::metrics::{HealthResult, ServiceSeries};
 use probe::Target;

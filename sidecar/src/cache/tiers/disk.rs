@@ -6,6 +6,9 @@
 mod files;
 mod journal;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use journal::fuzz;
+
 use super::{
     Asked, Found,
     breaker::Breaker,

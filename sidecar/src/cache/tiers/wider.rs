@@ -34,7 +34,7 @@ fn path(key: &[u8]) -> Option<&[u8]> {
 
 impl Wider {
     /// Whether an entry is meant.
-    pub(super) fn means(&self, entry: &Entry) -> bool {
+    pub(in crate::cache) fn means(&self, entry: &Entry) -> bool {
         match self {
             Self::All => true,
             Self::Prefix(prefix) => entry.key_text().starts_with(prefix),

@@ -1,5 +1,8 @@
 //! One question to one endpoint: an HTTP GET, the gRPC health protocol, or a connection.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use super::{
     super::{
         connect::Connector,

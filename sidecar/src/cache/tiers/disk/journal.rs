@@ -3,6 +3,9 @@
 //! A file of records, one for each purge. What cannot be read, or was not closed before the machine went down, means
 //! that purges may be lost: then all that is kept begins anew, in another generation.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use crate::cache::{
     entry::{Entry, packed::Stamp},
     tiers::{
@@ -18,6 +21,8 @@ use std::collections::HashMap;
 const URIS_MAX: usize = 65_536;
 /// Purges by hand that are remembered.
 const WIDE_MAX: usize = 256;
+/// No journal comes that far by counting.
+const NUMBER_MAX: u64 = u64::MAX / 2;
 /// A file beyond this is not ours.
 pub(super) const FILE_MAX: u64 = 64 << 20;
 
@@ -106,6 +111,9 @@ impl Journal {
                 return None;
             }
             let number = u64::from_le_bytes(content[1..9].try_into().ok()?);
+            if number > NUMBER_MAX {
+                return None;
+            }
             let text = &content[RECORD..];
             closed = false;
             match content[0] {
@@ -291,6 +299,22 @@ mod tests {
         journal.purge_uri(&uri_of("a"), 20);
         file(&mut journal, &mut on_disk);
         assert!(Journal::read(&on_disk, "other", 20).is_none(), "it was not closed again");
+    }
+
+    #[test]
+    fn numbers_that_nobody_counted_to_are_not_believed() {
+        for (number, believed) in [(9, true), (NUMBER_MAX, true), (NUMBER_MAX + 1, false), (u64::MAX, false)]
+        {
+            let mut on_disk = Vec::new();
+            file(&mut Journal::new(7, "boot", 10), &mut on_disk);
+            record(&mut on_disk, WIDE, number, &Wider::All.to_bytes());
+            let journal = Journal::read(&on_disk, "boot", 20);
+            assert_eq!(journal.is_some(), believed, "{number}");
+            if let Some(mut journal) = journal {
+                journal.purge_uri(&uri_of("a"), 30);
+                assert!(journal.latest > number);
+            }
+        }
     }
 
     #[test]
