@@ -86,7 +86,11 @@ pub(crate) fn ensure_host(request: &mut Parts) {
 fn normalise(request: &mut Parts) -> Result<(), Error> {
     let path = request.uri.path();
     if path == "*" {
-        return Ok(());
+        // About a server as a whole there is only this to ask (RFC 9112 section 3.2.4).
+        return match request.method {
+            Method::OPTIONS => Ok(()),
+            _ => Err(Error::new(Kind::BadRequest, "the target `*` is for OPTIONS only")),
+        };
     }
     match normalize_path(path) {
         Ok(Cow::Borrowed(_)) => Ok(()),
@@ -262,6 +266,17 @@ mod tests {
             ("/a", &["a", "b"]),
         ] {
             assert_eq!(over_http2(uri, hosts).err(), Some(Kind::BadRequest), "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn only_options_is_about_a_whole_server() {
+        for (method, taken) in [(Method::OPTIONS, true), (Method::GET, false), (Method::POST, false)] {
+            let request = http::Request::builder().method(method).uri("http://a/").version(Version::HTTP_2);
+            let (mut parts, ()) = request.body(()).unwrap().into_parts();
+            parts.uri = Uri::builder().scheme("http").authority("a").path_and_query("*").build().unwrap();
+            let notable = Notable::of(&parts.headers);
+            assert_eq!(prepare(&mut parts, notable, false).is_ok(), taken, "{}", parts.method);
         }
     }
 

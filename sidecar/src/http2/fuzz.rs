@@ -18,6 +18,7 @@ pub(crate) const REQUESTS: &[&[u8]] = &[
     b"POST https://Product/\nhost: other:1\ncontent-length: 5\nweft-case: *,X-A\nx-a: 1",
     b"OPTIONS http://a/*\nconnection: x-b, te\nx-b: 1\ntransfer-encoding: chunked\nupgrade: h2c",
     b"PUT /only/a/path?\nte: gzip, trailers\ncontent-type: application/grpc\ngrpc-timeout: 1S",
+    b"PTIONS *\nhost: product",
     b"GET http://product:8080/a\ncookie: a=b\ncookie:\nte: trailers",
     b"GET http://product/\nhost: a b\nhost: c",
     b"GET http://user@[::1]:8080\nproxy-connection: close\nkeep-alive: 5",
